@@ -1,0 +1,1 @@
+"""localgpt: a character GPT whose linear layers choose how they learn."""
