@@ -1,0 +1,112 @@
+"""What narrows the residual stream: hard top-k, a frozen codebook, a frozen subspace."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.validation import require_integer
+
+__all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir"]
+
+# The state an unseeded torch.Generator starts from, which is what gives every block the same codebook.
+UNSEEDED = 67280421310721
+
+
+class HardTopK(torch.autograd.Function):
+    """``apply(x, k)``: keep the k entries of largest magnitude of the last dimension, zero the others.
+
+    Exactly k survive, ties included, and the gradient passes through the same k places (k-winners-take-all;
+    Makhzani and Frey 2013).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, k: int) -> Tensor:
+        """Return x with all but k entries per row set to zero.
+
+        Raises:
+            ValueError: Unless 1 <= k <= x.shape[-1].
+        """
+        require_integer("k", k, 1, x.shape[-1])
+        winners = x.abs().topk(k, dim=-1, sorted=False).indices
+        ctx.save_for_backward(winners)
+        return torch.zeros_like(x).scatter_(-1, winners, x.gather(-1, winners))
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient at the k winners, zero elsewhere."""
+        (winners,) = ctx.saved_tensors
+        kept = grad_output.gather(-1, winners)
+        return torch.zeros_like(grad_output).scatter_(-1, winners, kept), None
+
+
+class _NearestDirection(torch.autograd.Function):
+    """``apply(h, codebook)``: |h| times the nearest code; identity backward."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor, codebook: Tensor) -> Tensor:
+        codes = functional.linear(h, codebook.to(h.dtype)).argmax(dim=-1)
+        return codebook[codes].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output, None
+
+
+class VQResidualDir(nn.Module):
+    """Replace each token's direction by the nearest of ``n_codes`` frozen ones and keep its norm.
+
+    out = |h| c_k with k = argmax_k <h, c_k>, the code of largest cosine, since all codes have norm 1. The
+    backward pass is the identity. A token then takes log2(n_codes) bits and one norm.
+
+    Args:
+        d_model: Width of a token.
+        n_codes: Number of codes, Gaussian directions of unit norm in the buffer ``codebook``.
+        seed: Seed of the codes. None starts every codebook from the same fixed state, so that blocks of the
+            same width share one codebook.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(self, d_model: int, n_codes: int, seed: int | None = None) -> None:
+        super().__init__()
+        require_integer("d_model", d_model, 1)
+        require_integer("n_codes", n_codes, 1)
+        source = torch.Generator().manual_seed(UNSEEDED if seed is None else seed)
+        codes = torch.randn(n_codes, d_model, generator=source)
+        self.register_buffer("codebook", functional.normalize(codes, dim=-1))
+
+    def codes(self, h: Tensor) -> Tensor:
+        """Return the index of the nearest code (...) of each token h (..., d_model)."""
+        return functional.linear(h, self.codebook.to(h.dtype)).argmax(dim=-1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the quantised tokens, shaped like h (..., d_model)."""
+        return _NearestDirection.apply(h, self.codebook)
+
+
+class FrozenSubspace(nn.Module):
+    """Project onto a frozen random subspace: h Q Q^T, with Q (d_model x rank) orthonormal.
+
+    Q comes from the QR decomposition of a seeded Gaussian matrix; the gradient is the same projection.
+
+    Args:
+        d_model: Width of a token.
+        rank: Dimension of the subspace.
+        seed: Seed of Q; the default gives every block the same subspace.
+
+    Raises:
+        ValueError: Unless 1 <= rank <= d_model.
+    """
+
+    def __init__(self, d_model: int, rank: int, seed: int = 42) -> None:
+        super().__init__()
+        require_integer("d_model", d_model, 1)
+        require_integer("rank", rank, 1, d_model)
+        gaussian = torch.randn(d_model, rank, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("Q", torch.linalg.qr(gaussian).Q)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return h Q Q^T, shaped like h (..., d_model)."""
+        basis = self.Q.to(h.dtype)
+        return (h @ basis) @ basis.T

@@ -1,0 +1,286 @@
+r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
+
+    x = dropout(tok_emb(idx) + pos_emb(0..T-1))                                           (B, T, C)
+    for each block:   x = x + alpha_attn attn(ln1(x))
+                      x = x + alpha_mlp  mlp(ln2(x))            (gates only with gated_blocks)
+                      x = subspace(vq(topk(x)))                 (each only where asked for)
+    logits = head(ln_f(x))                                                                (B, T, V)
+
+Under a rule that uses the output's error, the layers leave taps in a list that goes through the forward pass
+beside x; the model publishes the error into them at the head (`localgpt_core.linear`). The head itself gets
+its exact local gradient under every rule: its error is the loss's own derivative.
+
+Scores are scaled by head_dim^-0.5 and causal. Softmax attention normalises over the keys; sigmoid attention
+(Ramapuram et al. 2024) is elementwise, sigmoid(score + b), masked entries exactly 0, b = -log(block_size)
+unless chosen otherwise.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
+from localgpt_core.config import LocalGPTConfig
+from localgpt_core.linear import LocalLinear, publish_error
+from localgpt_core.seeds import generator
+from localgpt_core.surrogates import (
+    GELUSTE,
+    LayerNormProjectedSurrogate,
+    LayerNormSTE,
+    SigmoidSTE,
+    SoftmaxValueMixLocalFn,
+)
+from localgpt_core.validation import require
+
+__all__ = ["LocalGPT"]
+
+INIT_STD = 0.02
+
+Cache = dict[str, Tensor]
+
+
+def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
+    """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
+    return LocalLinear(in_features, out_features, config.bias, config, error_features=config.vocab_size)
+
+
+def layer_norm(config: LocalGPTConfig) -> nn.Module:
+    """Return the norm that ``config.ln_mode`` asks for."""
+    if config.ln_mode == "bp":
+        return nn.LayerNorm(config.n_embd, eps=1e-5)
+    if config.ln_mode == "ste":
+        return LayerNormSTE(config.n_embd)
+    return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention, softmax or sigmoid."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, local_linear(config, config.n_embd, config.n_embd))
+        start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
+        if config.sigmoid_bias_mode == "learned":
+            self.sig_bias = nn.Parameter(torch.tensor(start))
+        else:
+            self.sig_bias = start
+        ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
+        self.register_buffer("future", ones.triu(1), persistent=False)
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the mixed values (B, T, C); ``cache`` holds the keys and values of earlier positions."""
+        B, T, C = x.shape
+
+        def heads(y_BTC: Tensor) -> Tensor:
+            return y_BTC.view(B, T, self.config.n_head, -1).transpose(1, 2)
+
+        q_BHTD = heads(self.q_proj(x, taps))
+        k_BHSD, v_BHSD = heads(self.k_proj(x, taps)), heads(self.v_proj(x, taps))
+        if cache is not None:
+            if cache:
+                k_BHSD = torch.cat((cache["k"], k_BHSD), dim=2)
+                v_BHSD = torch.cat((cache["v"], v_BHSD), dim=2)
+            cache["k"], cache["v"] = k_BHSD, v_BHSD
+        S = k_BHSD.shape[2]
+        y_BHTD = self.mix(q_BHTD, k_BHSD, v_BHSD, self.future[S - T : S, :S])
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return functional.dropout(self.o_proj(y_BTC, taps), self.config.dropout, self.training)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention, (B, H, T, D); ``future`` (T, S) is True where masked."""
+        scale = q.shape[-1] ** -0.5
+        if self.config.attn_mode == "softmax":
+            scores = ((q * scale) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
+            if self.config.fuse_attn_local:
+                return SoftmaxValueMixLocalFn.apply(scores, v)
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            scores = (q * scale) @ k.transpose(-2, -1) + self.sig_bias
+            sigmoid = SigmoidSTE.apply if self.config.ste_sigmoid else torch.sigmoid
+            # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
+            weights = sigmoid(scores).masked_fill(future, 0.0)
+        weights = functional.dropout(weights, self.config.dropout, self.training)
+        return weights.to(v.dtype) @ v
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = local_linear(config, config.n_embd, 4 * config.n_embd)
+        self.proj = local_linear(config, 4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """Return the transformed tokens (B, T, C)."""
+        gelu = GELUSTE.apply if self.config.ste_gelu else functional.gelu
+        hidden = gelu(self.fc(x, taps))
+        if self.config.mlp_topk:
+            hidden = HardTopK.apply(hidden, self.config.mlp_topk)
+        return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One pre-norm block and the bottlenecks at its end."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.ln1 = layer_norm(config)
+        self.attn = Attention(config)
+        self.ln2 = layer_norm(config)
+        self.mlp = MLP(config)
+        if config.gated_blocks:
+            self.alpha_attn = nn.Parameter(torch.ones(1))
+            self.alpha_mlp = nn.Parameter(torch.ones(1))
+        if config.vq_codes:
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes)
+        if config.subspace_rank:
+            self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the residual stream after the block, (B, T, C)."""
+        gated = self.config.gated_blocks
+        y = self.attn(self.ln1(x), taps, cache)
+        x = x + (self.alpha_attn * y if gated else y)
+        y = self.mlp(self.ln2(x), taps)
+        x = x + (self.alpha_mlp * y if gated else y)
+        if self.config.resid_topk:
+            x = HardTopK.apply(x, self.config.resid_topk)
+        if self.config.vq_codes:
+            x = self.vq(x)
+        if self.config.subspace_rank:
+            x = self.subspace(x)
+        return x
+
+
+class LocalGPT(nn.Module):
+    """A character GPT whose linear layers learn by the rule of its configuration.
+
+    Weights and feedback are drawn from PyTorch's global generator, in two independent streams: models built
+    after the same ``torch.manual_seed`` start from the same weights whatever their rule and options.
+
+    Args:
+        config: Sizes, rule, local derivatives and bottlenecks.
+    """
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        seed = int(torch.randint(2**62, ()))
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = layer_norm(config)
+        self.head = LocalLinear(config.n_embd, config.vocab_size, False, config, is_output=True)
+        self._init_weights(generator(seed, "weights"))
+        feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
+        for index, layer in enumerate(self.local_linears()):
+            layer.reset_feedback(feedback_seed, "feedback", index)
+        if config.freeze_emb:
+            self.tok_emb.requires_grad_(False)
+            self.pos_emb.requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, source: torch.Generator) -> None:
+        """Draw N(0, 0.02^2), and N(0, (0.02 / sqrt(2 L))^2) for what writes into the residual stream."""
+        for name, module in self.named_modules():
+            if isinstance(module, LocalLinear | nn.Embedding):
+                into_residual = name.endswith(("o_proj", "mlp.proj"))
+                std = INIT_STD / math.sqrt(2 * self.config.n_layer) if into_residual else INIT_STD
+                module.weight.normal_(0.0, std, generator=source)
+            if isinstance(module, LocalLinear) and module.bias is not None:
+                module.bias.zero_()
+
+    def local_linears(self) -> Iterator[LocalLinear]:
+        """Yield every linear layer, the head last."""
+        return (module for module in self.modules() if isinstance(module, LocalLinear))
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
+
+        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None.
+
+        Raises:
+            ValueError: If T exceeds ``block_size``.
+        """
+        logits = self._logits(idx)
+        if targets is None:
+            return logits, None
+        return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def _logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
+        start = caches[0]["k"].shape[2] if caches and caches[0] else 0
+        end = start + idx.shape[1]
+        allowed = f"must be at most block_size={self.config.block_size}"
+        require(end <= self.config.block_size, "T", end, allowed)
+        x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
+        x = functional.dropout(x, self.config.dropout, self.training)
+        taps: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, taps, None if caches is None else caches[i])
+        return publish_error(self.head(self.ln_f(x)), taps)
+
+    def align_feedback(self, *key: int | str) -> None:
+        """Let every layer's rule move its feedback, once per training step; draws depend on ``key`` only."""
+        for index, layer in enumerate(self.local_linears()):
+            layer.align_feedback(*key, index)
+
+    def num_params(self) -> int:
+        """Return the number of parameters, embeddings included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def untrained_parameters(self) -> list[str]:
+        """Return the names of the parameters that this configuration leaves at their start."""
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return ``idx`` (B, T) continued by ``max_new_tokens`` sampled tokens, (B, T + max_new_tokens).
+
+        Runs in evaluation mode and restores the mode. Keys and values are cached while the context fits;
+        past ``block_size`` the last ``block_size`` tokens are the context. ``temperature`` divides the
+        logits, ``top_k`` keeps only the likeliest tokens, ``generator`` is the source of the samples.
+
+        Raises:
+            ValueError: If the prompt is empty or an argument is out of range.
+        """
+        require(idx.ndim == 2 and idx.shape[1] > 0, "idx.shape", tuple(idx.shape), "must be (B, T), T > 0")
+        require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must not be negative")
+        require(temperature > 0, "temperature", temperature, "must be positive")
+        require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
+        was_training = self.training
+        self.eval()
+        caches: list[Cache] = [{} for _ in self.blocks]
+        try:
+            for _ in range(max_new_tokens):
+                if idx.shape[1] <= self.config.block_size:
+                    cached = caches[0]["k"].shape[2] if caches[0] else 0
+                    logits = self._logits(idx[:, cached:], caches)
+                else:
+                    # Every position shifts: what was cached belongs to other positions.
+                    logits = self._logits(idx[:, -self.config.block_size :])
+                logits = logits[:, -1] / temperature
+                if top_k is not None:
+                    floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                    logits = logits.masked_fill(logits < floor, -torch.inf)
+                probabilities = torch.softmax(logits.float(), dim=-1)
+                token = torch.multinomial(probabilities, 1, generator=generator)
+                idx = torch.cat((idx, token), dim=1)
+        finally:
+            self.train(was_training)
+        return idx

@@ -1,0 +1,138 @@
+r"""The contract of a learning rule, its options and the registry.
+
+Every rule of this package trains a linear layer ``y = x W^T + b`` with the same two local gradients,
+
+    grad_weight = grad_output^T x          (out x in)
+    grad_bias   = sum over tokens of grad_output
+
+and differs only in the error that the layer hands to the layer below,
+
+    grad_input = error @ feedback
+
+A rule answers three questions: which error (the gradient that arrives at the layer's output, or the error at
+the output of the whole network), which feedback matrix, and how that matrix moves. It never sees an autograd
+graph: `localgpt_core.linear` owns the one autograd Function that asks these questions.
+
+A new rule is one file that subclasses `LearningRule`, one line in ``rules/__init__.py`` and one test file.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from localgpt_core.validation import require, require_choice, require_integer
+
+__all__ = ["RULES", "LearningRule", "RuleOptions"]
+
+FEEDBACK_INITS = ("gaussian", "orthogonal", "ortho_he", "sparse")
+
+# Filled by rules/__init__.py, one line a rule.
+RULES: dict[str, type["LearningRule"]] = {}
+
+
+def option(default: object, help: str) -> object:
+    """Return a dataclass field whose effect is told once, for ``--help`` and for the documentation."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions:
+    """Which rule trains a `LocalLinear`, and with which feedback.
+
+    Every option that the chosen rule does not use must keep its default: nothing is silently ignored.
+
+    Attributes:
+        method: Name of the rule in `RULES`.
+        fa_init_mode: How a feedback matrix starts, see `localgpt_core.rules.feedback_init`.
+        fa_sparse_k: Non-zeros per row for ``fa_init_mode="sparse"``; 0 means ``max(1, in_features // 16)``.
+        feedback_std: Entry RMS of the feedback at its start (``ortho_he`` brings its own).
+        feedback_seed: Seed of the feedback; None draws it from the same source as the weights.
+        fa_grape: Align the feedback by forward probes once per training step (GrAPE).
+        fa_grape_n_probe: Probes per layer and step.
+        fa_grape_lr: Step of the alignment, relative to the step that is optimal for Gaussian probes.
+        fa_grape_head: Whether the output layer's feedback is aligned as well.
+
+    Raises:
+        ValueError: For an unknown name, a value out of range, or an option that the rule does not use.
+    """
+
+    method: str = option("bp", "learning rule of every linear layer")
+    fa_init_mode: str = option("gaussian", "start of the feedback: " + ", ".join(FEEDBACK_INITS))
+    fa_sparse_k: int = option(0, "non-zeros per feedback row in mode sparse; 0 = in_features // 16")
+    feedback_std: float = option(0.02, "entry RMS of the feedback at its start")
+    feedback_seed: int | None = option(None, "seed of the feedback; default: follows the run's seed")
+    fa_grape: bool = option(False, "align the feedback each step by forward probes (GrAPE)")
+    fa_grape_n_probe: int = option(32, "probes per layer and step")
+    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one for Gaussian probes")
+    fa_grape_head: bool = option(True, "align the output layer's feedback too")
+
+    def __post_init__(self) -> None:
+        require_choice("method", self.method, RULES)
+        require_choice("fa_init_mode", self.fa_init_mode, FEEDBACK_INITS)
+        require_integer("fa_sparse_k", self.fa_sparse_k, 0)
+        require(self.feedback_std > 0, "feedback_std", self.feedback_std, "must be positive")
+        if self.feedback_seed is not None:
+            require_integer("feedback_seed", self.feedback_seed, 0)
+        require_integer("fa_grape_n_probe", self.fa_grape_n_probe, 1)
+        require(0 < self.fa_grape_lr <= 2, "fa_grape_lr", self.fa_grape_lr, "must be in (0, 2]")
+        for item in fields(RuleOptions):
+            value = getattr(self, item.name)
+            if value != item.default and item.name != "method":
+                users = [name for name, rule in RULES.items() if item.name in rule.uses]
+                allowed = f"has no effect with method={self.method!r}; needs method " + " or ".join(users)
+                require(item.name in RULES[self.method].uses, item.name, value, allowed)
+        if self.fa_init_mode != "sparse":
+            require(self.fa_sparse_k == 0, "fa_sparse_k", self.fa_sparse_k, "needs fa_init_mode='sparse'")
+        if self.fa_init_mode == "ortho_he":
+            allowed = "has no effect with fa_init_mode='ortho_he', which brings its own scale"
+            default = RuleOptions.feedback_std
+            require(self.feedback_std == default, "feedback_std", self.feedback_std, allowed)
+        if not self.fa_grape:
+            for name in ("fa_grape_n_probe", "fa_grape_lr", "fa_grape_head"):
+                value = getattr(self, name)
+                require(value == getattr(RuleOptions, name), name, value, "needs fa_grape=True")
+
+
+class LearningRule:
+    """What one learning rule does with the error of a linear layer.
+
+    A rule holds its options and no tensors. What it must remember for a layer (a feedback matrix, a scale)
+    is one buffer of that layer: seeded, in the state_dict, moved with the module.
+
+    Attributes:
+        error: ``"local"``: the gradient at the layer's own output, or ``"output"``: the gradient at the
+            output of the whole network.
+        transports: What the backward pass reads of the weight: ``"weight"``, ``"sign"`` or ``"nothing"``.
+            Where it is ``"nothing"``, the weight is not even kept for the backward pass.
+        buffer_name: Name of the layer's buffer, None if the rule needs none.
+        uses: The fields of `RuleOptions` that have an effect under this rule.
+    """
+
+    error: ClassVar[Literal["local", "output"]] = "local"
+    transports: ClassVar[Literal["weight", "sign", "nothing"]] = "nothing"
+    buffer_name: ClassVar[str | None] = None
+    uses: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, options: RuleOptions) -> None:
+        self.options = options
+
+    def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
+        """Return the buffer at its start, in the dtype and on the device of ``weight`` (out x in).
+
+        ``error_features`` is the width of the error that the feedback will multiply.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no buffer")
+
+    def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:
+        """Return the matrix (error_features x in) of ``grad_input = error @ feedback``.
+
+        ``weight`` is None unless ``transports`` says that the rule reads it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define its feedback")
+
+    def align(
+        self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
+    ) -> None:
+        """Move ``buffer`` in place, once per training step before the forward pass. Default: it stays."""

@@ -1,0 +1,53 @@
+r"""GrAPE, layer-local: turn a feedback matrix towards its weight with forward probes only.
+
+For probes v ~ N(0, I_in), y = v W^T is a forward pass of the layer (its JVP) and y_hat = v B^T one of the
+feedback. One gradient step reduces the mean over the probes of
+
+    1 - cos(y_hat, y),   with   d(1 - cos)/dB = -(u - cos(y_hat, y) u_hat) v^T / |y_hat|,
+
+u and u_hat being y and y_hat divided by their norms. In expectation that gradient points from B to W, because
+E[v v^T] = I. With n probes in a space of dimension d the step that shrinks the misalignment fastest is
+n / (n + d + 1) of the way: the misalignment loses that share at every step, whatever the layer's size.
+
+The scale follows from the same probes: E|v W^T|^2 = |W|_F^2, so B is multiplied by |y| / |y_hat|. As B turns
+to W, numerator and denominator share their sampling error and the ratio becomes exact.
+
+Neither labels, nor a backward pass, nor W^T are used. Source of the idea: Caillon et al. 2026, whose
+alignment is against the network's Jacobian; the layer-local form replaces it by the layer's own.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["align_to_weight"]
+
+
+@torch.no_grad()
+def align_to_weight(
+    weight: Tensor, feedback: Tensor, n_probe: int, lr: float, generator: torch.Generator
+) -> None:
+    """Move ``feedback`` (out x in) in place by one alignment step towards ``weight`` (out x in).
+
+    ``lr`` is relative to the optimal step ``n_probe / (n_probe + in + 1)``. A layer whose weight or feedback
+    gives no response (all zero) is left as it is: it has no direction to follow.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    in_features = weight.shape[1]
+    probes = torch.randn(
+        n_probe, in_features, generator=generator, device=weight.device, dtype=weight.dtype
+    )
+    response = probes @ weight.T
+    estimate = probes @ feedback.T
+    response_norm = response.norm(dim=1, keepdim=True)
+    estimate_norm = estimate.norm(dim=1, keepdim=True)
+    direction = response / response_norm.clamp_min(tiny)
+    estimate = estimate / estimate_norm.clamp_min(tiny)
+    cosine = (direction * estimate).sum(dim=1, keepdim=True)
+
+    scale = response_norm.norm() / estimate_norm.norm().clamp_min(tiny)
+    rate = lr * n_probe / (n_probe + in_features + 1)
+    # |v W^T| is |W|_F on average: it gives the unit-free direction the size of the weight.
+    size = response_norm.norm() / n_probe**0.5
+    step = (direction - cosine * estimate).T @ probes * (rate * size / n_probe)
+    alive = (response_norm.norm() > tiny) & (estimate_norm.norm() > tiny)
+    feedback.copy_(torch.where(alive, feedback * scale + step, feedback))
