@@ -1,0 +1,98 @@
+# Everything a fresh machine needs: Python 3.11 or newer, and make. `make` alone lists the targets.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # the targets of `test` and `book` follow one another; pytest does the parallel part
+.PHONY: help book test lab execute bench clean lint unit corpus run-chapters check-chapters html check-site
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+# The first interpreter that starts and is new enough; choose another with `make PYTHON=...`.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# The models here are small: one thread per process is faster than two, and gives the same numbers every time.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+# One notebook is one unit of work (loadscope); a cell that hangs is an error.
+NBVAL := $(BIN)/python -m pytest book -q -n $(JOBS) --dist loadscope --nbval-cell-timeout=120
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------------------------------------- set-up
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; try make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "==> Setting up $(VENV) (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+.venv: $(READY)  ## create or update the environment
+
+# ------------------------------------------------------------------------------------------------ book
+
+book: corpus run-chapters html  ## run every chapter on the CPU and build the book
+	@echo "==> The book: $(CURDIR)/_build/html/index.html"
+
+corpus: $(READY)
+	@echo "==> Preparing the corpus"
+	@$(BIN)/localgpt corpus > /dev/null
+
+# The book shows the outputs that are committed with the chapters. So `make book` runs the chapters without
+# writing them: a cell that raises fails the build, an output whose last digit depends on the processor does
+# not. `make test` compares every output too, and `make execute` is the one target that rewrites notebooks.
+run-chapters: $(READY)
+	@echo "==> Running every chapter"
+	@$(NBVAL) --nbval-lax
+
+# From scratch each time: a page that is not read again does not repeat its warnings, and the API pages
+# depend on docstrings that Sphinx does not watch.
+html: $(READY)
+	@echo "==> Building the book"
+	@rm -rf _build/html _build/.doctrees
+	@$(BIN)/jupyter-book build . -W -n --keep-going --all -q > /dev/null
+
+# ----------------------------------------------------------------------------------------------- tests
+
+test: lint unit corpus check-chapters html check-site  ## lint, unit tests, every chapter's outputs, the book
+	@echo "==> All checks passed"
+
+lint: $(READY)
+	@echo "==> Lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+unit: $(READY)
+	@echo "==> Unit tests"
+	@$(BIN)/python -m pytest -q -n $(JOBS) --ignore tests/test_site.py
+
+check-chapters: $(READY)
+	@echo "==> Every chapter gives the outputs it was committed with"
+	@$(NBVAL) --nbval
+
+check-site: $(READY)
+	@echo "==> The built pages"
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/test_site.py
+
+# ------------------------------------------------------------------------------------------------ work
+
+lab: $(READY)  ## open the chapters in JupyterLab
+	@$(BIN)/jupyter lab book/chapters
+
+execute: corpus  ## re-run every notebook and write its outputs in place
+	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
+		--ExecutePreprocessor.timeout=120 --ExecutePreprocessor.record_timing=False \
+		$(wildcard book/*.ipynb book/chapters/*.ipynb)
+
+bench: $(READY)  ## measure the cost of a training step under each rule
+	@$(BIN)/localgpt bench
+
+clean:  ## remove what was built (the environment stays)
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
