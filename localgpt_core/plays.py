@@ -15,7 +15,8 @@ blank line. What becomes of the Markdown:
 The nine plays hold 99.8 % of the lines of Tiny Shakespeare in its order, and 98.0 % once they are cut at its
 length: it lost most speeches that open with a direction, so that the same length ends earlier here.
 
-Rejected: losing those speeches too. The agreement would be higher, but speakers would be left who say nothing.
+Rejected: losing those speeches too. The agreement would be higher, but speakers would be left with nothing
+to say.
 """
 
 import bisect

@@ -138,7 +138,7 @@ Two Sentinels on guard.
 
 **BRUTUS**  
 Ay.
-"""  # noqa: W291
+"""
     assert parse_play(markdown) == (
         "First Citizen:\nBefore we proceed,\nhear me speak.\nWhat shouts are these?\n\n"
         "All:\nSpeak, speak.\n\nBRUTUS:\nAy.\n\n"
