@@ -5,7 +5,7 @@ combination that cannot work raises ValueError; a field that would have no effec
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from localgpt_core.rules import RuleOptions
@@ -22,7 +22,7 @@ PRECISIONS = ("float64", "float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class LocalGPTConfig(RuleOptions):
-    """What a `LocalGPT` is: nanoGPT's sizes, the learning rule of `RuleOptions`, local derivatives, bottlenecks.
+    """What a `LocalGPT` is: nanoGPT's sizes, the rule of `RuleOptions`, local derivatives, bottlenecks.
 
     Each field's meaning is in its metadata and in ``localgpt train --help``.
 
@@ -55,7 +55,10 @@ class LocalGPTConfig(RuleOptions):
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             require_integer(name, getattr(self, name), 1)
         require(
-            self.n_embd % self.n_head == 0, "n_embd", self.n_embd, f"must be divisible by n_head={self.n_head}"
+            self.n_embd % self.n_head == 0,
+            "n_embd",
+            self.n_embd,
+            f"must be divisible by n_head={self.n_head}",
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
         require_choice("attn_mode", self.attn_mode, ATTENTION_MODES)
@@ -113,7 +116,9 @@ class TrainConfig:
         for name in ("min_lr_ratio", "beta1", "beta2"):
             value = getattr(self, name)
             upper = 1 if name == "min_lr_ratio" else 1 - 1e-12
-            require(0 <= value <= upper, name, value, "must be in [0, 1]" if upper == 1 else "must be in [0, 1)")
+            require(
+                0 <= value <= upper, name, value, "must be in [0, 1]" if upper == 1 else "must be in [0, 1)"
+            )
         for name in ("weight_decay", "grad_clip"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         require_choice("precision", self.precision, PRECISIONS)
@@ -127,7 +132,7 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "cpu": (
         {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0},
-        {"batch_size": 12, "steps": 2000, "eval_interval": 250},
+        {"batch_size": 12, "steps": 2000, "eval_interval": 500},
     ),
     "gpu": (
         {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2},
@@ -158,14 +163,14 @@ def build(cls: type, values: dict[str, Any]) -> Any:
     Raises:
         ValueError: For an unknown key, a value of another type than the field's, or a refused value.
     """
-    from dataclasses import fields
-
     known = {item.name: item for item in fields(cls)}
     for key, value in values.items():
         require(key in known, "field", key, "allowed are " + ", ".join(sorted(known)))
         default = known[key].default
         if isinstance(default, bool) or isinstance(value, bool):
-            require(isinstance(value, bool) and isinstance(default, bool), key, value, "must be true or false")
+            require(
+                isinstance(value, bool) and isinstance(default, bool), key, value, "must be true or false"
+            )
         elif isinstance(default, float):
             require(isinstance(value, int | float), key, value, "must be a number")
             values = {**values, key: float(value)}

@@ -144,7 +144,9 @@ class LocalLinear(nn.Linear):
         self.is_output = is_output
         uses_output_error = self.rule.error == "output" and not is_output
         allowed = f"method={options.method!r} needs the width of the network's output, or is_output=True"
-        require(error_features is not None or not uses_output_error, "error_features", error_features, allowed)
+        require(
+            error_features is not None or not uses_output_error, "error_features", error_features, allowed
+        )
         self.tap_features = error_features if uses_output_error else None
         if self.rule.buffer_name is not None:
             self.register_buffer(self.rule.buffer_name, None)

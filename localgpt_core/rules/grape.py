@@ -33,9 +33,7 @@ def align_to_weight(
     """
     tiny = torch.finfo(weight.dtype).tiny
     in_features = weight.shape[1]
-    probes = torch.randn(
-        n_probe, in_features, generator=generator, device=weight.device, dtype=weight.dtype
-    )
+    probes = torch.randn(n_probe, in_features, generator=generator, device=weight.device, dtype=weight.dtype)
     response = probes @ weight.T
     estimate = probes @ feedback.T
     response_norm = response.norm(dim=1, keepdim=True)

@@ -1,0 +1,273 @@
+"""What was asked (`RunSpec`), what came out (`RunRecord`), and how records are kept.
+
+A record is one small JSON file named by the digest of its spec. The digest is the SHA-256 of the spec's
+canonical JSON without the fields that have their default: a field that is added later, with a default that
+changes nothing, leaves every old digest valid. Device, threads and software are in the record, not in the
+digest.
+"""
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from localgpt_core.config import LocalGPTConfig, TrainConfig, build, preset
+from localgpt_core.corpus import Corpus
+from localgpt_core.files import atomic_write
+from localgpt_core.validation import require
+
+__all__ = [
+    "RunRecord",
+    "RunSpec",
+    "export_bundle",
+    "import_bundle",
+    "load_records",
+    "read_record",
+    "resolve_spec",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that can change the result of a run.
+
+    Attributes:
+        model: The model and its rule.
+        train: The run, its seed included.
+        corpus: Name of the corpus.
+        corpus_sha256: SHA-256 of its text.
+    """
+
+    model: LocalGPTConfig
+    train: TrainConfig
+    corpus: str
+    corpus_sha256: str
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.train.seed
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of the spec."""
+        content = {
+            "model": _without_defaults(self.model),
+            "train": _without_defaults(self.train),
+            "corpus": [self.corpus, self.corpus_sha256],
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec in full, as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
+        """Return the spec of a dictionary that `to_dict` made.
+
+        Raises:
+            ValueError: For a missing or unknown key or a refused value.
+        """
+        expected = {item.name for item in fields(cls)}
+        require(set(values) == expected, "spec", sorted(values), f"must have the keys {sorted(expected)}")
+        return cls(
+            model=build(LocalGPTConfig, values["model"]),
+            train=build(TrainConfig, values["train"]),
+            corpus=values["corpus"],
+            corpus_sha256=values["corpus_sha256"],
+        )
+
+
+def _without_defaults(config: LocalGPTConfig | TrainConfig) -> dict[str, Any]:
+    return {
+        item.name: getattr(config, item.name)
+        for item in fields(config)
+        if getattr(config, item.name) != item.default
+    }
+
+
+def resolve_spec(preset_name: str, model: dict[str, Any], train: dict[str, Any], corpus: Corpus) -> RunSpec:
+    """Return the spec of a preset with overrides; the vocabulary's size is the corpus's.
+
+    Raises:
+        ValueError: For an unknown preset or field, or a refused value.
+    """
+    model_config, train_config = preset(preset_name, {"vocab_size": corpus.vocab_size, **model}, train)
+    return RunSpec(model_config, train_config, corpus.name, corpus.sha256)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished, diverged or failed run, as it is kept.
+
+    Attributes:
+        digest: Digest of ``spec``, and the name of the file.
+        suite: Suite the run was made for.
+        arm: Arm of that suite.
+        preset: Preset that the spec was made from.
+        spec: The `RunSpec` in full.
+        seed: Seed of the run.
+        status: ``"finished"``, ``"diverged"`` (a loss was not finite) or ``"failed"`` (``error`` says why).
+        final_val_loss: Nats per character on the whole validation split after the last step; None unless
+            finished.
+        best_val_loss: The lowest one measured, None if there is none.
+        wall_time_s: Seconds, evaluation included.
+        tokens_per_s: Training tokens per second, evaluation apart.
+        peak_memory_mib: Peak memory in MiB; see `localgpt_core.cost`.
+        flops_per_token: Matmul FLOPs of one training step per token.
+        parameters: ``total`` and ``trained`` parameter counts.
+        curves: See `localgpt_core.training.TrainResult`.
+        sample: Text that the trained model wrote.
+        environment: Device, threads, versions of the software.
+        provenance: Command, git commit, start and end (UTC).
+        error: What went wrong, for a failed run.
+        schema: Version of this layout.
+    """
+
+    digest: str
+    suite: str
+    arm: str
+    preset: str
+    spec: dict[str, Any]
+    seed: int
+    status: str
+    final_val_loss: float | None
+    best_val_loss: float | None
+    wall_time_s: float
+    tokens_per_s: float | None
+    peak_memory_mib: float
+    flops_per_token: float | None
+    parameters: dict[str, int]
+    curves: dict[str, list[float | None]]
+    sample: str
+    environment: dict[str, Any]
+    provenance: dict[str, Any]
+    error: str = ""
+    schema: int = field(default=SCHEMA)
+
+    def __post_init__(self) -> None:
+        require(self.schema == SCHEMA, "schema", self.schema, f"this version reads {SCHEMA}")
+        found = RunSpec.from_dict(self.spec).digest
+        require(found == self.digest, "digest", self.digest, f"its spec has {found}")
+        require(self.status in ("finished", "diverged", "failed"), "status", self.status, "unknown")
+
+    @property
+    def run_spec(self) -> RunSpec:
+        """The spec as an object."""
+        return RunSpec.from_dict(self.spec)
+
+    def to_json(self) -> str:
+        """Return the record as JSON: floats with 6 significant digits, null for what is not finite."""
+        return json.dumps(_rounded(asdict(self)), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunRecord":
+        """Return the record of a JSON text.
+
+        Raises:
+            ValueError: If the text is damaged, has other fields, or its digest is not that of its spec.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"is not JSON ({error})") from None
+        require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
+        expected = {item.name for item in fields(cls)}
+        odd = sorted(expected.symmetric_difference(values))
+        require(not odd, "fields", odd, "missing or unknown in a record")
+        return cls(**values)
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the record to ``folder/<digest>.json``, atomically, and return the path."""
+        path = Path(folder) / f"{self.digest}.json"
+        atomic_write(path, self.to_json() + "\n")
+        return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def read_record(path: str | os.PathLike[str]) -> RunRecord:
+    """Return the record in a file.
+
+    Raises:
+        ValueError: If it is damaged or foreign, naming the file.
+    """
+    path = Path(path)
+    try:
+        record = RunRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"record {path} is refused: {error}") from None
+    require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
+    return record
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(problem, stacklevel=3)
+
+
+def load_records(
+    root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
+) -> dict[str, RunRecord]:
+    """Return every record below ``root`` by digest.
+
+    A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
+    """
+    records: dict[str, RunRecord] = {}
+    for path in sorted(Path(root).rglob("*.json")):
+        try:
+            record = read_record(path)
+        except ValueError as error:
+            on_problem(str(error))
+        else:
+            records[record.digest] = record
+    return records
+
+
+def export_bundle(records: Iterable[RunRecord], path: str | os.PathLike[str]) -> None:
+    """Write records to one jsonl file, atomically."""
+    atomic_write(path, "".join(record.to_json() + "\n" for record in records))
+
+
+def import_bundle(
+    path: str | os.PathLike[str], root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
+) -> list[Path]:
+    """Write each record of a bundle to ``root/<suite>/<digest>.json`` and return the paths.
+
+    A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept if
+    it finished.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"bundle {path} cannot be read: {error}") from None
+    present = load_records(root, on_problem)
+    written = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = RunRecord.from_json(line)
+        except (ValueError, TypeError, AttributeError) as error:
+            on_problem(f"bundle {path}, line {number} is refused: {error}")
+            continue
+        if record.digest not in present or present[record.digest].status == "failed":
+            written.append(record.write(Path(root) / record.suite))
+    return written

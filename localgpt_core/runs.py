@@ -1,0 +1,166 @@
+"""From a `RunSpec` to a `RunRecord`: train, and note what ran, on what, with what."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from localgpt_core.corpus import Corpus
+from localgpt_core.model import LocalGPT
+from localgpt_core.records import RunRecord, RunSpec
+from localgpt_core.seeds import generator
+from localgpt_core.training import Report, TrainResult, build_model, select_device, train
+from localgpt_core.validation import require
+
+__all__ = ["execute", "sample_text"]
+
+SAMPLE_CHARACTERS = 300
+
+
+def sample_text(
+    model: LocalGPT,
+    corpus: Corpus,
+    prompt: str = "\n",
+    characters: int = SAMPLE_CHARACTERS,
+    *,
+    seed: int = 0,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+) -> str:
+    """Return ``prompt`` continued by the model.
+
+    Raises:
+        ValueError: For an empty prompt or a character outside the corpus's vocabulary.
+    """
+    require(len(prompt) > 0, "prompt", prompt, "must have at least one character")
+    device = next(model.parameters()).device
+    idx = torch.from_numpy(corpus.encode(prompt).astype(np.int64))[None].to(device)
+    source = generator(seed, "sample", device=device)
+    out = model.generate(idx, characters, temperature=temperature, top_k=top_k, generator=source)
+    return corpus.decode(out[0].cpu())
+
+
+def execute(
+    spec: RunSpec,
+    corpus: Corpus,
+    *,
+    suite: str = "",
+    arm: str = "",
+    preset: str = "",
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    deadline: float = float("inf"),
+    report: Report | None = None,
+) -> tuple[RunRecord | None, TrainResult | None]:
+    """Run ``spec`` and return its record and its result.
+
+    The record is None for a run that was interrupted or ran out of time. A run that breaks down (out of
+    memory, say) has a record with status ``"failed"`` and no result.
+
+    Raises:
+        ValueError: If the corpus is not the spec's, or for what `localgpt_core.training.train` refuses.
+    """
+    allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
+    require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
+    select_device(device)
+    start, clock = datetime.now(UTC), time.perf_counter()
+    result, error, sample = None, "", ""
+    try:
+        result = train(
+            spec.model,
+            spec.train,
+            corpus,
+            device=device,
+            checkpoint=checkpoint,
+            resume=resume,
+            deadline=deadline,
+            report=report,
+        )
+        if result.status in ("interrupted", "out_of_time"):
+            return None, result
+        if result.status == "finished":
+            sample = sample_text(result.model, corpus)
+    except RuntimeError as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    model = result.model if result else build_model(spec.model, spec.train)
+    record = RunRecord(
+        digest=spec.digest,
+        suite=suite,
+        arm=arm,
+        preset=preset,
+        spec=spec.to_dict(),
+        seed=spec.seed,
+        status=result.status if result else "failed",
+        final_val_loss=result.final_val_loss if result and result.status == "finished" else None,
+        best_val_loss=result.best_val_loss if result else None,
+        wall_time_s=result.wall_time_s if result else time.perf_counter() - clock,
+        tokens_per_s=result.tokens_per_s if result else None,
+        peak_memory_mib=result.peak_memory_mib if result else 0.0,
+        flops_per_token=result.flops_per_token if result else None,
+        parameters={
+            "total": model.num_params(),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        curves=result.curves if result else {},
+        sample=sample,
+        environment=_environment(device),
+        provenance={
+            "command": shlex.join([Path(sys.argv[0]).name, *map(_without_folder, sys.argv[1:])]),
+            **_git(),
+            "start": start.isoformat(timespec="seconds"),
+            "end": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        error=error,
+    )
+    return record, result
+
+
+def _without_folder(argument: str) -> str:
+    """Return an absolute path's last part: a record says what ran, not where somebody keeps it."""
+    return Path(argument).name if os.path.isabs(argument) else argument
+
+
+def _environment(device: str) -> dict[str, object]:
+    chosen = torch.device(device)
+    return {
+        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _cpu_name(),
+        "device_type": chosen.type,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "system": platform.system(),
+    }
+
+
+def _cpu_name() -> str:
+    """Return the CPU's model name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git() -> dict[str, object]:
+    """Return the commit of the package's checkout and whether it was changed; None outside a checkout."""
+
+    def ask(*words: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    changed = ask("status", "--porcelain", "--", ".")
+    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}

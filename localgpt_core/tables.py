@@ -1,0 +1,89 @@
+"""Records as tables: one row per run, one row per arm, paired differences with their interval."""
+
+import math
+
+import pandas as pd
+from scipy import stats
+
+from localgpt_core.corpus import Corpus
+from localgpt_core.records import RunRecord
+from localgpt_core.suites import Suite
+from localgpt_core.validation import require
+
+__all__ = ["all_runs", "arm_table", "interval", "paired_difference", "suite_runs"]
+
+COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "wall_time_s", "digest"]
+
+
+def suite_runs(
+    suite: Suite, records: dict[str, RunRecord], corpus: Corpus, preset: str | None = None
+) -> pd.DataFrame:
+    """Return one row per recorded run of ``suite``, in the order of its arms; losses in nats per character."""
+    order = {arm.name: i for i, arm in enumerate(suite.arms)}
+    rows = [
+        _row(run.arm.name, run.arm.label, records[run.spec.digest])
+        for run in suite.plan(corpus, preset)
+        if run.spec.digest in records
+    ]
+    rows.sort(key=lambda row: (order[row["arm"]], row["seed"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
+    """Return one row per record, the arm named with its suite."""
+    rows = [_row(f"{r.suite}/{r.arm}", r.arm, r) for r in records.values()]
+    rows.sort(key=lambda row: (row["arm"], row["seed"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
+    return {"arm": arm, "label": label} | {name: getattr(record, name) for name in COLUMNS[2:]}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return mean and half-width of the 95 % t interval of the mean; the half-width is NaN below n = 2."""
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    series = pd.Series(values, dtype=float)
+    half = stats.t.ppf(0.975, n - 1) * series.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(series.mean()), float(half)
+
+
+def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed."""
+    rows = []
+    for arm, group in runs.groupby("arm", sort=False):
+        finished = group[group["status"] == "finished"]
+        mean, half = interval(finished["final_val_loss"].tolist())
+        best = finished["best_val_loss"].min()
+        rows.append(
+            {
+                "arm": arm,
+                "n": len(finished),
+                "final loss": "-" if math.isnan(mean) else f"{mean:.3f}",
+                "95 % ±": "-" if math.isnan(half) else f"{half:.3f}",
+                "best": "-" if math.isnan(best) else f"{best:.3f}",
+                "not finished": len(group) - len(finished),
+                "minutes a run": f"{group['wall_time_s'].mean() / 60:.1f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[float, float, int]:
+    """Return mean, 95 % half-width and n of final loss(arm) - final loss(reference), seed by seed.
+
+    Only seeds at which both arms finished count.
+
+    Raises:
+        ValueError: If an arm is unknown.
+    """
+    losses = {}
+    for name in (arm, reference):
+        found = runs[(runs["arm"] == name) & (runs["status"] == "finished")]
+        require(name in set(runs["arm"]), "arm", name, "allowed are " + ", ".join(sorted(set(runs["arm"]))))
+        losses[name] = found.set_index("seed")["final_val_loss"]
+    differences = (losses[arm] - losses[reference]).dropna().tolist()
+    mean, half = interval(differences)
+    return mean, half, len(differences)
