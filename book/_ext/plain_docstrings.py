@@ -1,8 +1,9 @@
 """Show the package's docstrings, which are written to be read in an editor, on the API page.
 
-Three things differ from reStructuredText: a name in single backticks is code, a bar is a norm and not a
-substitution, and a colon in the first line of a property is punctuation and not the end of a type. A dataclass
-whose fields carry their meaning as ``metadata["help"]`` gets the list of its fields.
+Four things differ from reStructuredText: a name in single backticks is code, an indented block after a colon
+is code, a bar is a norm and not a substitution, and a colon in the first line of a property is punctuation
+and not the end of a type. A dataclass whose fields carry their meaning as ``metadata["help"]`` gets the list
+of its fields.
 """
 
 import dataclasses
@@ -14,6 +15,9 @@ def process(app, what, name, obj, options, lines: list[str]) -> None:
     if what == "class" and dataclasses.is_dataclass(obj) and not any("Attributes:" in line for line in lines):
         helps = [(item.name, item.metadata.get("help")) for item in dataclasses.fields(obj)]
         lines += ["", *(f":ivar {name}: {text}" for name, text in helps if text), ""]
+    for number, (line, blank, block) in enumerate(zip(lines, lines[1:], lines[2:], strict=False)):
+        if line.endswith(":") and not blank.strip() and block.strip() and _indent(block) > _indent(line):
+            lines[number] = line.rstrip(":") + "::"
     literal_indent = None  # inside a literal block: the indentation of the line that announced it
     previous = ""
     for number, line in enumerate(lines):

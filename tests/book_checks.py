@@ -1,0 +1,292 @@
+"""What a page of the book must and must not hold.
+
+`problems(notebook)` and `site_problems(page, site)` return sentences, one for each fault; an empty list is a
+good page. test_book.py and test_site.py apply them to the book, and to copies with a fault planted in them.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+from bs4 import BeautifulSoup
+from nbformat import NotebookNode
+
+MAX_BYTES = 700_000
+MAX_DEF_LINES = 6
+MIN_ALT = 30
+MIN_CAPTION = 20
+
+
+# ---------------------------------------------------------------------------------------------- notebooks
+
+
+def problems(notebook: NotebookNode, chapter: bool = True) -> list[str]:
+    """Return the faults of one executed notebook; some rules hold for chapters only."""
+    checks = CHECKS | CHAPTER_CHECKS if chapter else CHECKS
+    return [f"{name}: {fault}" for name, check in checks.items() for fault in check(notebook)]
+
+
+def executed_in_order(notebook: NotebookNode) -> Iterator[str]:
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"cells carry the execution counts {counts}, not 1 to {len(counts)}"
+    if not counts:
+        yield "there is no code cell"
+
+
+def clean_outputs(notebook: NotebookNode) -> Iterator[str]:
+    if notebook.metadata.get("widgets"):
+        yield "the notebook stores widget state"
+    for place, output in outputs(notebook):
+        if output.output_type == "error":
+            yield f"{place} shows {output.ename}: {output.evalue}"
+        if output.get("name") == "stderr":
+            yield f"{place} prints to stderr: {output.text.strip()[:60]!r}"
+        for kind in output.get("data", {}):
+            if "widget" in kind or "javascript" in kind:
+                yield f"{place} shows {kind}, which is blank on the page"
+            if kind == "image/svg+xml":
+                yield f"{place} shows SVG, whose text holds the date; use PNG"
+
+
+def small(notebook: NotebookNode) -> Iterator[str]:
+    size = len(nbformat.writes(notebook).encode())
+    if size > MAX_BYTES:
+        yield f"{size} bytes, more than {MAX_BYTES}"
+
+
+def figures_are_described(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            for alt in re.findall(r"!\[([^\]]*)\]\(", cell.source):
+                yield from alt_problems(alt, f"cell {number}")
+        kinds = [" ".join(output.get("data", {})) for output in cell.get("outputs", [])]
+        images = [kind for kind in kinds if re.search(r"(^| )image/", kind)]
+        if not images:
+            continue
+        mystnb = cell.metadata.get("mystnb", {})
+        yield from alt_problems(mystnb.get("image", {}).get("alt"), f"cell {number}")
+        figure = mystnb.get("figure", {})
+        if len(figure.get("caption", "").strip()) < MIN_CAPTION:
+            yield f"cell {number} has a figure without a caption (metadata mystnb.figure.caption)"
+        if not figure.get("name"):
+            yield f"cell {number} has a figure without a name (metadata mystnb.figure.name)"
+        if len(images) > 1:
+            yield f"cell {number} shows {len(images)} images under one caption"
+
+
+def alt_problems(alt: str | None, place: str) -> Iterator[str]:
+    alt = (alt or "").strip()
+    if len(alt) < MIN_ALT or " " not in alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
+        yield f"{place} has an image whose alt text says too little: {alt!r}"
+
+
+def tables_are_described(notebook: NotebookNode) -> Iterator[str]:
+    for place, output in outputs(notebook):
+        page = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+        for table in page.find_all("table"):
+            if not table.find("caption"):
+                yield f"{place} has a table without a caption"
+            if any(not header.get_text(strip=True) for header in table.find_all("th")):
+                yield f"{place} has a table with an empty header; hide the index or name it"
+
+
+def calls_the_package(notebook: NotebookNode) -> Iterator[str]:
+    """Yield functions that belong in the package, and training loops, which `train` already has."""
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        try:
+            tree = ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell.source))
+        except SyntaxError as error:
+            yield f"cell {number} is not Python: {error.msg}"
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                length = node.end_lineno - node.lineno + 1
+                if length > MAX_DEF_LINES:
+                    yield f"cell {number} defines {node.name} on {length} lines, more than {MAX_DEF_LINES}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                bare_step = node.func.attr == "step" and not node.args and not node.keywords
+                if node.func.attr in ("backward", "zero_grad") or bare_step:
+                    yield f"cell {number} has a training loop of its own (.{node.func.attr})"
+
+
+def stands_alone(notebook: NotebookNode) -> Iterator[str]:
+    """Yield what ties a notebook to one machine or to a network."""
+    folders = "home|root|tmp|usr|var|opt|mnt|work|data|content|Users|private"
+    path = rf"(?<![\w.:/<])/(?:{folders})/|\b[A-Z]:\\|file://"
+    network = r"https?://|\b(?:urllib|requests|httpx|urlretrieve|wget|curl|pooch)\b|[%!] ?pip\b|\.download\("
+    for number, cell in enumerate(notebook.cells):
+        if match := re.search(path, cell.source):
+            yield f"cell {number} holds an absolute path: {match.group()!r}"
+        if cell.cell_type == "code" and (match := re.search(network, cell.source)):
+            yield f"cell {number} reaches for the network: {match.group()!r}"
+    for place, output in outputs(notebook):
+        text = output.get("text", "") + "".join(
+            value for kind, value in output.get("data", {}).items() if kind.startswith("text/")
+        )
+        if match := re.search(path, text):
+            yield f"{place} shows an absolute path: {match.group()!r}"
+
+
+def no_typed_results(notebook: NotebookNode) -> Iterator[str]:
+    """Yield decimals and percentages in prose, outside code and mathematics and without a citation."""
+    decimal = r"(?<![\w.,])\d+(?:\.\d+(?:[eE][-+]?\d+)?|[eE]-?\d+)(?![\w]|\.\d)"
+    percentage = r"(?<![\w.,])\d+(?:\.\d+)?\s?%"
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown":
+            continue
+        for sentence in sentences(cell.source):
+            if CITED in sentence:
+                continue
+            for match in re.finditer(f"{percentage}|{decimal}", sentence):
+                if re.sub(r"\s", "", match.group()) != "95%":  # the level of the intervals, not a result
+                    yield f"cell {number} types {match.group()!r} in {sentence.strip()[:80]!r}"
+
+
+CITED = "\N{REFERENCE MARK}"  # stands for a citation in a sentence
+
+
+def sentences(markdown: str) -> list[str]:
+    """Return the prose of a Markdown cell by sentence, list item and table row, without code and formulas."""
+    text = "\n".join(prose_lines(markdown))
+    text = re.sub(r"(?s)<!--.*?-->", "", text)
+    text = re.sub(r"(?s)\$\$.*?\$\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}", "", text)
+    text = re.sub(r"\$\s*([\d.]+(?:\s*\\?%)?)\s*\$", r"\1", text)  # a bare number in dollars is prose
+    text = re.sub(r"\$[^$\n]+\$", "", text)
+    text = re.sub(r"\{cite[^}]*\}`[^`]*`", CITED, text)
+    text = re.sub(r"\{[\w:-]+\}`[^`]*`|`+[^`]*`+", "", text)
+    text = re.sub(r"\]\([^)]*\)|https?://\S+", "]", text)
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#]|\d+\.\s))", text)
+    return [part for block in blocks for part in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", block))]
+
+
+def prose_lines(markdown: str) -> Iterator[str]:
+    """Yield the lines outside code and formula blocks; a directive with text in it, as {note}, is prose."""
+    fences: list[tuple[str, bool]] = []  # of the blocks around this line: the marker, and whether it is code
+    for line in markdown.splitlines():
+        if fence := re.match(r"\s*(`{3,}|~{3,}|:{3,})\s*(?:\{([^}]*)\})?(.*)", line):
+            marker, directive, rest = fence.groups()
+            if fences and not directive and not rest.strip() and marker.startswith(fences[-1][0]):
+                fences.pop()
+            else:
+                is_code = directive is None or bool(re.match(r"math|code|literalinclude", directive))
+                fences.append((marker, is_code))
+                if not is_code:
+                    yield rest
+        elif not any(is_code for _, is_code in fences) and not re.match(r"\s*:[\w-]+:(?!`)", line):
+            yield line
+
+
+def asserts_its_result(notebook: NotebookNode) -> Iterator[str]:
+    if not any(re.search(r"(?m)^\s*assert\b", cell.source) for cell in code_cells(notebook)):
+        yield "no cell asserts the sign of an effect"
+
+
+def has_exercises(notebook: NotebookNode) -> Iterator[str]:
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    option = r"(?:[ \t]*:[\w-]+:.*\n)*?[ \t]*"
+    labels = re.findall(rf"\{{exercise(?:-start)?\}}.*\n{option}:label:\s*(\S+)", text)
+    hidden = re.findall(rf"\{{solution(?:-start)?\}}[ \t]+(\S+)[ \t]*\n{option}:class:.*\bdropdown\b", text)
+    if not labels:
+        yield "there is no exercise with a label"
+    for label in sorted(set(labels) - set(hidden)):
+        yield f"exercise {label} has no solution that is hidden (:class: dropdown)"
+
+
+def says_its_limits(notebook: NotebookNode) -> Iterator[str]:
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    if not re.search(r"(?mi)^#+ .*does not show", text):
+        yield "no heading 'What this does not show'"
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        executed_in_order,
+        clean_outputs,
+        small,
+        figures_are_described,
+        tables_are_described,
+        calls_the_package,
+        stands_alone,
+        no_typed_results,
+    )
+}
+CHAPTER_CHECKS = {check.__name__: check for check in (asserts_its_result, has_exercises, says_its_limits)}
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            yield f"cell {number}", output
+
+
+# ------------------------------------------------------------------------------------------- built pages
+
+
+def site_problems(page: Path, site: Path) -> list[str]:
+    """Return the faults of one built HTML page of ``site``."""
+    html = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    found = [f"loads {url}" for url in resources(html) if is_external(url)]
+    found += [
+        f"an inline script or style names {url}"
+        for tag in html.find_all(["script", "style"])
+        for url in re.findall(INLINE_LOAD, tag.string or "")
+    ]
+
+    searches = html.select("input[type=search]")
+    if len(searches) != 1:
+        found.append(f"has {len(searches)} search boxes")
+    if html.select(".math") and not html.select("script[src*=mathjax]"):
+        found.append("has mathematics and no MathJax")
+    for image in html.select("article img"):
+        found += alt_problems(image.get("alt"), str(image.get("src")))
+    for button in html.select("button, .article-header-buttons a"):
+        if not (button.get_text(strip=True) or button.get("aria-label") or button.get("title")):
+            if not button.get("data-bs-original-title") and not button.find(["svg", "i", "img"]):
+                found.append(f"has an empty button: {str(button)[:80]}")
+    for link in html.select(".article-header-buttons a[href], nav a[href], .sidebar-primary-item a[href]"):
+        if is_external(link["href"]):
+            found.append(f"has a theme button that leaves the book: {link['href']}")
+    for url in [*resources(html), *(link["href"] for link in html.select("a[href]"))]:
+        target = unquote(urlsplit(url).path)
+        if target and not urlsplit(url).scheme and not is_external(url):
+            if not (page.parent / target).exists():
+                found.append(f"points to {url}, which does not exist")
+    return found
+
+
+def resources(html: BeautifulSoup) -> list[str]:
+    """Return the addresses that a browser loads together with the page."""
+    urls = [link["href"] for link in html.select("link[href]") if not set(link["rel"]) & NOT_LOADED]
+    urls += [tag["src"] for tag in html.select("[src]")]
+    for tag in html.select("[srcset]"):
+        urls += [part.split()[0] for part in tag["srcset"].split(",") if part.strip()]
+    urls += [tag["data"] for tag in html.select("object[data]")]
+    for tag in html.select("[style]"):
+        urls += re.findall(r"url\(['\"]?([^'\")]+)", tag["style"])
+    return urls
+
+
+INLINE_LOAD = r"""(?:@import|url\(|import|src\s*=)\s*\(?["']?(https?://[^"')\s]+)"""
+NOT_LOADED = {"next", "prev", "index", "search", "canonical", "author", "license", "alternate", "help"}
+
+
+def stylesheet_problems(stylesheet: Path) -> list[str]:
+    """Return the external files that a stylesheet loads."""
+    text = stylesheet.read_text(encoding="utf-8")
+    found = re.findall(r"""(?:@import\s+(?:url\()?|url\()\s*["']?((?:https?:)?//[^"')\s]+)""", text)
+    return [f"loads {url}" for url in found]
+
+
+def is_external(url: str) -> bool:
+    return url.startswith("//") or urlsplit(url).scheme in ("http", "https", "ftp")
