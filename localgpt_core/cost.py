@@ -1,16 +1,21 @@
-"""What a training step costs: matrix-multiplication FLOPs, and the memory it takes."""
+"""What a training step costs: matrix-multiplication FLOPs, and memory."""
 
 import copy
 import resource
 import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from localgpt_core.model import LocalGPT
 
-__all__ = ["peak_memory_mib", "step_flops"]
+__all__ = ["peak_memory_mib", "peak_step_bytes", "step_flops"]
 
 
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
@@ -23,6 +28,46 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
         model.align_feedback("flops")
         model(idx, targets)[1].backward()
     return counter.get_total_flops()
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows every storage that an operation returns from its birth to its release."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_step_bytes(step: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made during ``step()`` occupy at one time, on any device.
+
+    What existed before (parameters, optimiser state) does not count, nor does what a kernel uses inside.
+    """
+    with _LiveBytes() as tracker:
+        step()
+    return tracker.peak
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -1,0 +1,179 @@
+"""How long a training step takes, and what it costs, relative to backpropagation.
+
+Variant and reference take turns within one process, in an order drawn anew for each pair, so that a machine
+whose speed drifts slows both alike; what is reported is the median of the ratios pair by pair.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.config import LocalGPTConfig, TrainConfig, preset
+from localgpt_core.cost import peak_step_bytes, step_flops
+from localgpt_core.linear import LocalLinear
+from localgpt_core.model import LocalGPT
+from localgpt_core.steps import build_model, build_optimizer, training_step
+
+__all__ = ["Row", "measure", "render"]
+
+WARM_UP_STEPS = 3
+
+
+class PlainLinear(nn.Linear):
+    """``torch.nn.Linear`` that accepts, and ignores, the taps of `LocalLinear`."""
+
+    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Return x W^T + b."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def with_plain_linears(model: LocalGPT) -> LocalGPT:
+    """Return ``model`` with every LocalLinear replaced by torch's own layer, weights kept."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LocalLinear):
+                plain = PlainLinear(child.in_features, child.out_features, child.bias is not None)
+                plain.load_state_dict({key: child.state_dict()[key] for key, _ in child.named_parameters()})
+                setattr(module, name, plain)
+    model.align_feedback = lambda *key: None
+    return model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to measure, and what it is measured against."""
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    against: dict[str, Any] = field(default_factory=dict)
+    plain_reference: bool = False
+
+
+def variants(width: int) -> list[Variant]:
+    """Return what is measured at a residual stream of ``width``."""
+    softmax = {"attn_mode": "softmax"}
+    return [
+        Variant("bp (against torch.nn.Linear)", plain_reference=True),
+        Variant("fa", {"method": "fa"}),
+        Variant("sign_sym", {"method": "sign_sym"}),
+        Variant("dfa", {"method": "dfa"}),
+        Variant("fa + grape", {"method": "fa", "fa_grape": True}),
+        Variant("ste_sigmoid", {"ste_sigmoid": True}),
+        Variant("ste_gelu", {"ste_gelu": True}),
+        Variant("ln ste", {"ln_mode": "ste"}),
+        Variant("ln center_scale", {"ln_mode": "center_scale"}),
+        Variant("ln projected", {"ln_mode": "projected"}),
+        Variant("softmax", softmax),
+        Variant("softmax fused (against softmax)", {**softmax, "fuse_attn_local": True}, softmax),
+        Variant(f"mlp_topk {width}", {"mlp_topk": width}),
+        Variant(f"resid_topk {width // 2}", {"resid_topk": width // 2}),
+        Variant("vq 256 codes", {"vq_codes": 256}),
+        Variant(f"subspace rank {width // 4}", {"subspace_rank": width // 4}),
+        Variant("gates", {"gated_blocks": True}),
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs."""
+
+    name: str
+    time: float
+    time_low: float
+    time_high: float
+    memory: float
+    flops: float
+
+
+class _Stepper:
+    """A model with its optimiser and one batch, ready to be stepped."""
+
+    def __init__(
+        self, model_config: LocalGPTConfig, config: TrainConfig, device: torch.device, plain: bool
+    ) -> None:
+        model = build_model(model_config, config)
+        self.model = (with_plain_linears(model) if plain else model).to(device)
+        self.config, self.device = config, device
+        self.optimizer = build_optimizer(self.model, config)
+        shape = (config.batch_size, model_config.block_size)
+        self.idx = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        self.idx = self.idx.to(device)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        for _ in range(WARM_UP_STEPS):
+            self.step()
+
+    def step(self) -> None:
+        training_step(self.forward, self.optimizer, self.config, self.idx, self.idx, 0)
+
+    def seconds(self) -> float:
+        self._wait()
+        start = time.perf_counter()
+        self.step()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def bytes(self) -> int:
+        def eager_step() -> None:
+            training_step(self.model, self.optimizer, self.config, self.idx, self.idx, 0)
+
+        return peak_step_bytes(eager_step)
+
+    def flops(self) -> int:
+        return step_flops(self.model, self.idx, self.idx)
+
+
+def measure(preset_name: str, device: torch.device, pairs: int, say: Callable[[str], None]) -> list[Row]:
+    """Return the ratios of every variant at a preset's sizes; the random state of torch is kept.
+
+    Dropout is off where a reference is softmax without it, as in the preset.
+    """
+    rows = []
+    width = preset(preset_name)[0].n_embd
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for variant in variants(width):
+            say(f"measuring {variant.name}")
+            rows.append(_row(variant, preset_name, device, pairs))
+    return rows
+
+
+def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
+    model, config = preset(preset_name, variant.model)
+    reference_model, _ = preset(preset_name, variant.against)
+    ours = _Stepper(model, config, device, plain=False)
+    reference = _Stepper(reference_model, config, device, plain=variant.plain_reference)
+    order = random.Random(0)
+    ratios = []
+    for _ in range(pairs):
+        if order.random() < 0.5:
+            mine = ours.seconds()
+            theirs = reference.seconds()
+        else:
+            theirs = reference.seconds()
+            mine = ours.seconds()
+        ratios.append(mine / theirs)
+    low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
+    memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
+    return Row(variant.name, median, low, high, memory, flops)
+
+
+def render(rows: list[Row]) -> str:
+    """Return the rows as a text table."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'relative to bp':<{width}}  step time  quartiles     step memory  matmul FLOPs"]
+    for row in rows:
+        lines.append(
+            f"{row.name:<{width}}  {row.time:9.2f}  {row.time_low:.2f} .. {row.time_high:.2f}"
+            f"  {row.memory:11.2f}  {row.flops:12.3f}"
+        )
+    return "\n".join(lines)
