@@ -1,5 +1,6 @@
 """What narrows the residual stream: hard top-k, a frozen codebook, a frozen subspace."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +11,35 @@ __all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir"]
 
 # The state an unseeded torch.Generator starts from, which is what gives every block the same codebook.
 UNSEEDED = 67280421310721
+
+
+def _winners_by_topk(magnitude: Tensor, k: int) -> Tensor:
+    winners = magnitude.topk(k, dim=-1, sorted=False).indices
+    return torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, winners, True)
+
+
+@torch.library.custom_op("localgpt::winners", mutates_args=())
+def winners(magnitude: Tensor, k: int) -> Tensor:
+    """Return a mask that is True at exactly k entries of largest ``magnitude`` in the last dimension.
+
+    An operator of its own, opaque to torch.compile, because on the CPU numpy's vectorised selection is six
+    times as fast as ``torch.topk``. Rows where the k-th place is tied (or not a number) go through topk.
+    """
+    if magnitude.device.type != "cpu" or magnitude.numel() == 0:
+        return _winners_by_topk(magnitude, k)
+    n = magnitude.shape[-1]
+    wide = magnitude.float() if magnitude.dtype in (torch.float16, torch.bfloat16) else magnitude
+    rows = wide.reshape(-1, n).numpy()
+    mask = rows >= np.partition(rows, n - k, axis=-1)[:, n - k, None]
+    tied = np.count_nonzero(mask, axis=-1) != k
+    if tied.any():
+        mask[tied] = _winners_by_topk(torch.from_numpy(rows[tied]), k).numpy()
+    return torch.from_numpy(mask).view(magnitude.shape)
+
+
+@winners.register_fake
+def _(magnitude: Tensor, k: int) -> Tensor:
+    return torch.empty_like(magnitude, dtype=torch.bool)
 
 
 class HardTopK(torch.autograd.Function):
@@ -27,16 +57,15 @@ class HardTopK(torch.autograd.Function):
             ValueError: Unless 1 <= k <= x.shape[-1].
         """
         require_integer("k", k, 1, x.shape[-1])
-        winners = x.abs().topk(k, dim=-1, sorted=False).indices
-        ctx.save_for_backward(winners)
-        return torch.zeros_like(x).scatter_(-1, winners, x.gather(-1, winners))
+        mask = winners(x.detach().abs(), k)
+        ctx.save_for_backward(mask)
+        return torch.where(mask, x, 0.0)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
         """Return the gradient at the k winners, zero elsewhere."""
-        (winners,) = ctx.saved_tensors
-        kept = grad_output.gather(-1, winners)
-        return torch.zeros_like(grad_output).scatter_(-1, winners, kept), None
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, grad_output, 0.0), None
 
 
 class _NearestDirection(torch.autograd.Function):
