@@ -1,0 +1,153 @@
+"""The book's figures, from records only, in one style.
+
+Colours are seaborn's colour-blind palette; every line also has a marker or a dash of its own, so that nothing
+depends on colour alone. Losses are in nats per character on the whole validation split.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from localgpt_core.results import SuiteResults
+from localgpt_core.tables import interval
+
+__all__ = ["attention_maps", "final_losses", "loss_curves", "loss_over", "use_style"]
+
+WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
+MARKERS = "osD^vPX*<>hd"
+DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
+LOSS = "validation loss (nats per character)"
+
+
+def use_style() -> None:
+    """Set the book's style: one figure size, light grid, readable text, the colour-blind palette."""
+    sns.set_theme(style="whitegrid", palette="colorblind")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, HEIGHT),
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "lines.markersize": 5,
+        }
+    )
+
+
+def _look(i: int) -> dict[str, object]:
+    palette = sns.color_palette("colorblind")
+    return {
+        "color": palette[i % len(palette)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": DASHES[i % len(DASHES)],
+    }
+
+
+def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
+    """Draw the n-gram floors that fall inside the axes, each with its name."""
+    low, high = sorted(ax.get_ylim() if horizontal else ax.get_xlim())
+    for name, loss in floors.items():
+        if low <= loss <= high:
+            line, place = (ax.axhline, (1.0, loss)) if horizontal else (ax.axvline, (loss, 1.0))
+            line(loss, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+            side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
+            transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
+            ax.text(*place, f" {name} ", transform=transform, color="0.3", fontsize="small", **side)
+
+
+def loss_curves(
+    results: SuiteResults, arms: Sequence[str], floors: Mapping[str, float], top: float | None = None
+) -> Figure:
+    """Return validation loss against step: the mean over seeds, every seed as a thin line, the floors.
+
+    ``top`` cuts the loss axis, so that the start of training does not hide its end.
+    """
+    curves = results.curves()
+    figure, ax = plt.subplots()
+    for i, arm in enumerate(arms):
+        own = curves[curves["arm"] == arm]
+        look = _look(i)
+        for _, seed in own.groupby("seed"):
+            ax.plot(seed["step"], seed["val_loss"], color=look["color"], linewidth=0.6, alpha=0.5)
+        mean = own.groupby("step")["val_loss"].mean()
+        n = own["seed"].nunique()
+        ax.plot(mean.index, mean, label=f"{results.labels[arm]} (n = {n})", **look)
+    ax.set(xlabel="training step", ylabel=LOSS)
+    if top is not None:
+        ax.set_ylim(top=top)
+    ax.legend()
+    _floors(ax, floors, horizontal=True)
+    return figure
+
+
+def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str, float]) -> Figure:
+    """Return the final loss of each arm: every seed as a tick, the mean with its 95 % interval, the floors."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 1.4 + 0.42 * len(arms)))
+    labels = []
+    for i, arm in enumerate(arms):
+        losses = [r.final_val_loss for r in results.of_arm(arm) if r.status == "finished"]
+        failed = sum(r.status != "finished" for r in results.of_arm(arm))
+        mean, half = interval(losses)
+        look = _look(i)
+        ax.plot(losses, [i] * len(losses), "|", color=look["color"], markersize=11, alpha=0.8)
+        ax.errorbar(mean, i, xerr=half if half == half else None, color=look["color"], capsize=3)
+        ax.plot(mean, i, marker=look["marker"], color=look["color"])
+        labels.append(results.labels[arm] + (f" ({failed} not finished)" if failed else ""))
+    ax.set_yticks(range(len(arms)), labels)
+    ax.invert_yaxis()
+    ax.set(xlabel=LOSS)
+    ax.grid(axis="y", visible=False)
+    _floors(ax, floors, horizontal=False)
+    return figure
+
+
+def loss_over(
+    table: pd.DataFrame, x: str, xlabel: str, floors: Mapping[str, float], log: bool = True
+) -> Figure:
+    """Return final loss against a numeric column, one line per ``label``, mean and 95 % interval over seeds.
+
+    ``table`` has the columns ``x``, ``label`` and ``final_val_loss``; a run without a final loss is marked at
+    the top.
+    """
+    figure, ax = plt.subplots()
+    for i, (label, group) in enumerate(table.groupby("label", sort=False)):
+        finished = group.dropna(subset="final_val_loss")
+        points = finished.groupby(x)["final_val_loss"]
+        means = points.mean()
+        halves = [interval(values.tolist())[1] for _, values in points]
+        ax.errorbar(means.index, means, yerr=np.nan_to_num(halves), capsize=3, label=label, **_look(i))
+        lost = group[group["final_val_loss"].isna()]
+        ax.plot(lost[x], [0.98] * len(lost), "x", color="black", transform=ax.get_xaxis_transform())
+    if log:
+        ax.set_xscale("log")
+        ax.set_xticks(sorted(table[x].unique()), [f"{value:g}" for value in sorted(table[x].unique())])
+        ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=LOSS)
+    ax.legend()
+    _floors(ax, floors, horizontal=True)
+    return figure
+
+
+def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
+    """Return attention weights (T x T, rows are queries) side by side, with the characters as ticks."""
+    figure, axes = plt.subplots(1, len(weights), figsize=(WIDTH, WIDTH / len(weights) + 0.4))
+    characters = [{"\n": "⏎", " ": "␣"}.get(character, character) for character in text]
+    for ax, (title, weight_TT) in zip(np.atleast_1d(axes), weights.items(), strict=True):
+        image = ax.imshow(weight_TT, cmap="cividis", vmin=0.0)
+        ax.set_xticks(range(len(text)), characters, fontsize="x-small")
+        ax.set_yticks(range(len(text)), characters, fontsize="x-small")
+        ax.grid(visible=False)
+        ax.set(title=title, xlabel="key")
+        figure.colorbar(image, ax=ax, shrink=0.75)
+    np.atleast_1d(axes)[0].set_ylabel("query")
+    return figure
