@@ -91,7 +91,7 @@ def loss_curves(
 
 
 def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str, float]) -> Figure:
-    """Return the final loss of each arm: every seed as a tick, the mean with its 95 % interval, the floors."""
+    """Return the final loss of each arm: every seed a tick, the mean with its 95 % interval, the floors."""
     figure, ax = plt.subplots(figsize=(WIDTH, 1.4 + 0.42 * len(arms)))
     labels = []
     for i, arm in enumerate(arms):

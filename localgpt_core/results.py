@@ -80,6 +80,20 @@ class SuiteResults:
         ]
         return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "val_loss"])
 
+    def with_fields(self, *names: str) -> pd.DataFrame:
+        """Return ``runs`` with one more column for each named field of the model or training configuration.
+
+        Raises:
+            ValueError: If there is no such field.
+        """
+        runs = self.runs.copy()
+        for name in names:
+            specs = [self.records[digest].spec for digest in runs["digest"]]
+            values = [{**spec["model"], **spec["train"]} for spec in specs]
+            require(all(name in value for value in values), "field", name, "must be one of a configuration")
+            runs[name] = [value[name] for value in values]
+        return runs
+
     def table(self) -> pd.DataFrame:
         """Return one row per arm; see `localgpt_core.tables.arm_table`."""
         return arm_table(self.runs)
