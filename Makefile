@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the targets of `test` and `book` follow one another; pytest does the parallel part
-.PHONY: help book test lab execute bench clean lint unit corpus run-chapters check-chapters html check-site
+.PHONY: help book test lab execute figure bench clean lint unit corpus run-chapters check-chapters html check-site
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -90,6 +90,9 @@ execute: corpus  ## re-run every notebook and write its outputs in place
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
 		--ExecutePreprocessor.timeout=120 --ExecutePreprocessor.record_timing=False \
 		$(wildcard book/*.ipynb book/chapters/*.ipynb)
+
+figure: $(READY)  ## draw the README's figure from the records
+	@MPLBACKEND=Agg $(BIN)/python -m localgpt_core.figures book/_static/final-losses.png
 
 bench: $(READY)  ## measure the cost of a training step under each rule
 	@$(BIN)/localgpt bench

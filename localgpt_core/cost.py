@@ -41,14 +41,19 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            self._follow(leaf, counted=False)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf.untyped_storage())
+            self._follow(leaf, counted=True)
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _follow(self, leaf: Any, counted: bool) -> None:
+        """Note a storage when it is first seen; as an argument it existed before and does not count."""
+        if not isinstance(leaf, Tensor):
+            return
+        storage = leaf.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() if counted else 0
         if key not in self.known:
             self.known.add(key)
             self.live += size

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from localgpt_core import LocalGPT, LocalLinear, RuleOptions
+from localgpt_core.bench import measure, render, variants, with_plain_linears
+from localgpt_core.config import preset
+from localgpt_core.cost import peak_step_bytes
+
+
+def test_plain_linears_compute_the_same_function_and_gradients():
+    config, _ = preset("tiny")
+    torch.manual_seed(0)
+    model = LocalGPT(config)
+    idx = torch.randint(config.vocab_size, (2, 7))
+    loss = model(idx, idx)[1]
+    loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    plain = with_plain_linears(model)
+    assert not any(isinstance(module, LocalLinear) for module in plain.modules())
+    plain.zero_grad()
+    again = plain(idx, idx)[1]
+    again.backward()
+    assert torch.equal(loss, again)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_every_variant_is_measured_and_printed(monkeypatch):
+    monkeypatch.setattr("localgpt_core.bench.WARM_UP_STEPS", 1)
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None)
+    assert [row.name for row in rows] == [variant.name for variant in variants(32)]
+    by_name = {row.name: row for row in rows}
+    assert by_name["bp (against torch.nn.Linear)"].flops == 1.0
+    assert by_name["fa"].flops == by_name["sign_sym"].flops == 1.0
+    # An output error of 65 numbers is wider than a stream of 32: here skipping W does not pay.
+    assert by_name["dfa"].flops == pytest.approx(1.139, abs=0.001)
+    assert by_name["vq 256 codes"].flops > 1.0
+    text = render(rows)
+    assert all(row.name in text for row in rows) and len(text.splitlines()) == len(rows) + 1
+
+
+def test_peak_step_bytes_counts_what_lives_at_the_same_time():
+    def in_turn():
+        for _ in range(3):
+            torch.zeros(1000, dtype=torch.float64)
+
+    def together():
+        return [torch.zeros(1000, dtype=torch.float64) for _ in range(3)]
+
+    assert peak_step_bytes(in_turn) == 8000
+    assert peak_step_bytes(together) == 24000
+    kept = torch.zeros(1000)
+    assert peak_step_bytes(lambda: kept.view(10, 100)) == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_tap_takes_no_memory(bias):
+    layer = LocalLinear(6, 5, bias, RuleOptions(method="dfa"), error_features=10**6)
+    x = torch.randn(3, 6, requires_grad=True)
+    taps: list[torch.Tensor] = []
+    assert peak_step_bytes(lambda: layer(x, taps)) < 1000
+    assert taps[0].shape == (3, 10**6)
+    assert isinstance(layer, nn.Linear)
