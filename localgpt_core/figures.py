@@ -4,6 +4,7 @@ Colours are seaborn's colour-blind palette; every line also has a marker or a da
 depends on colour alone. Losses are in nats per character on the whole validation split.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localgpt_core.results import SuiteResults
+from localgpt_core.corpus import load_corpus
+from localgpt_core.ngrams import floors
+from localgpt_core.results import SuiteResults, load_results
 from localgpt_core.tables import interval
 
 __all__ = ["attention_maps", "final_losses", "loss_curves", "loss_over", "use_style"]
@@ -151,3 +154,15 @@ def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
         figure.colorbar(image, ax=ax, shrink=0.75)
     np.atleast_1d(axes)[0].set_ylabel("query")
     return figure
+
+
+def _draw_for_readme(path: str) -> None:
+    """Save the README's figure: what feedback alignment ends with, between backprop and a frozen body."""
+    use_style()
+    results = load_results("feedback-alignment")
+    figure = final_losses(results, list(results.labels), floors(load_corpus(results.suite.corpus)))
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    _draw_for_readme(sys.argv[1])
