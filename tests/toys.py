@@ -1,0 +1,74 @@
+"""Small texts, configurations and records that the tests of training, records and commands share."""
+
+from dataclasses import replace
+from functools import cache
+
+from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.corpus import Corpus
+from localgpt_core.records import RunRecord
+from localgpt_core.specs import RunSpec
+
+WORDS = "a rose by any other name would smell as sweet and so would I. what is in it?".split()
+
+
+def toy_text(characters: int = 2003) -> str:
+    """Return words in a fixed, irregular order: easy to learn something of, impossible to know by heart."""
+    state, words = 1, []
+    while sum(map(len, words)) < characters:
+        state = state * 1103515245 + 12345 & 0x7FFFFFFF
+        words.append(WORDS[(state >> 16) % len(WORDS)])
+        words.append("\n" if state >> 27 == 0 else " ")
+    return "".join(words)[:characters]
+
+
+@cache
+def toy_corpus(characters: int = 2003) -> Corpus:
+    text = toy_text(characters)
+    return Corpus("toy", text, "".join(sorted(set(text))))
+
+
+def toy_model(**changes) -> LocalGPTConfig:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 7, "dropout": 0.0}
+    return LocalGPTConfig(**{**sizes, "vocab_size": toy_corpus().vocab_size, **changes})
+
+
+def toy_train(**changes) -> TrainConfig:
+    return TrainConfig(**{"steps": 20, "batch_size": 3, "warmup": 4, "eval_interval": 5, **changes})
+
+
+def toy_spec(seed: int = 1, **changes) -> RunSpec:
+    corpus = toy_corpus()
+    return RunSpec(toy_model(**changes), toy_train(seed=seed), corpus.name, corpus.sha256)
+
+
+def toy_record(spec: RunSpec | None = None, **changes) -> RunRecord:
+    """Return a record as a finished run leaves it, with numbers that nobody measured."""
+    spec = spec or toy_spec()
+    record = RunRecord(
+        digest=spec.digest,
+        suite="toys",
+        arm=spec.model.method,
+        preset="tiny",
+        spec=spec.to_dict(),
+        seed=spec.seed,
+        status="finished",
+        final_val_loss=2.5,
+        best_val_loss=2.25,
+        wall_time_s=12.0,
+        tokens_per_s=1000.0,
+        peak_memory_mib=100.0,
+        flops_per_token=5000.0,
+        parameters={"total": 1000, "trained": 900},
+        curves={
+            "step": [10, 20],
+            "tokens": [210, 420],
+            "lr": [1e-3, 1e-4],
+            "train_loss": [3.0, 2.5],
+            "val_step": [0, 20],
+            "val_loss": [3.25, 2.5],
+        },
+        sample="a rose",
+        environment={"device": "toy", "threads": 1, "torch": "2", "python": "3"},
+        provenance={"command": "localgpt", "start": "2026-01-01T00:00:00+00:00"},
+    )
+    return replace(record, **changes)
