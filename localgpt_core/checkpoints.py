@@ -22,6 +22,8 @@ from localgpt_core.validation import require
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "localgpt-checkpoint-1"
+PROGRESS_KEYS = {"step", "curves", "pending", "train_time_s", "wall_time_s"}
+OPTIMIZER_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Checkpoint:
         """Load the model's parameters and buffers."""
         prefix = "model."
         state = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        fits = shapes == {name: tensor.shape for name, tensor in state.items()}
+        self._require(fits, "its tensors are not those of its model")
         model.load_state_dict(state)
 
     def restore_optimizer(self, model: LocalGPT, optimizer: torch.optim.Optimizer) -> None:
@@ -55,9 +60,12 @@ class Checkpoint:
         state = optimizer.state_dict()
         for index, name in enumerate(_trained_names(model, optimizer)):
             prefix = f"optimizer.{name}."
-            state["state"][index] = {
-                key[len(prefix) :]: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)
-            }
+            found = {key[len(prefix) :]: t for key, t in self.tensors.items() if key.startswith(prefix)}
+            self._require(
+                not found or found.keys() == OPTIMIZER_KEYS, f"it has only {sorted(found)} of {name}"
+            )
+            if found:
+                state["state"][index] = found
         optimizer.load_state_dict(state)
 
     def require_same_run(self, model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> None:
@@ -69,6 +77,10 @@ class Checkpoint:
         ]
         if differing:
             raise ValueError(f"checkpoint {self.path} is of another run: it has " + "; ".join(differing))
+
+    def _require(self, ok: bool, problem: str) -> None:
+        if not ok:
+            raise ValueError(f"checkpoint {self.path} is damaged: {problem}")
 
 
 def _trained_names(model: LocalGPT, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -86,10 +98,9 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to go on bit for bit, atomically."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, state in zip(
-        _trained_names(model, optimizer), optimizer.state_dict()["state"].values(), strict=False
-    ):
-        tensors.update({f"optimizer.{name}.{key}": tensor for key, tensor in state.items()})
+    names = _trained_names(model, optimizer)
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()})
     header = {
         "format": FORMAT,
         "model": json.dumps(asdict(model.config)),
@@ -115,11 +126,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from None
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
-    return Checkpoint(
-        path=path,
-        model_config=build(LocalGPTConfig, json.loads(header["model"])),
-        train_config=build(TrainConfig, json.loads(header["train"])),
-        corpus=json.loads(header["corpus"]),
-        progress=json.loads(header["progress"]),
-        tensors=tensors,
-    )
+    try:
+        progress = json.loads(header["progress"])
+        require(progress.keys() == PROGRESS_KEYS, "progress", sorted(progress), f"needs {PROGRESS_KEYS}")
+        return Checkpoint(
+            path=path,
+            model_config=build(LocalGPTConfig, json.loads(header["model"])),
+            train_config=build(TrainConfig, json.loads(header["train"])),
+            corpus=json.loads(header["corpus"]),
+            progress=progress,
+            tensors=tensors,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: {error!r}") from None
