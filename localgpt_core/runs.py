@@ -17,7 +17,6 @@ from localgpt_core.model import LocalGPT
 from localgpt_core.records import RunRecord
 from localgpt_core.seeds import generator
 from localgpt_core.specs import RunSpec
-from localgpt_core.steps import build_model
 from localgpt_core.training import Report, TrainResult, select_device, train
 from localgpt_core.validation import require
 from localgpt_core.vocabulary import decode, encode
@@ -91,9 +90,13 @@ def execute(
             return None, result
         if result.status == "finished":
             sample = sample_text(result.model, corpus.vocabulary)
-    except RuntimeError as failure:
+    except (RuntimeError, MemoryError) as failure:
         error = f"{type(failure).__name__}: {failure}"
-    model = result.model if result else build_model(spec.model, spec.train)
+    counts = {}
+    if result:
+        parameters = list(result.model.parameters())
+        counts["total"] = sum(p.numel() for p in parameters)
+        counts["trained"] = sum(p.numel() for p in parameters if p.requires_grad)
     record = RunRecord(
         digest=spec.digest,
         suite=suite,
@@ -108,10 +111,7 @@ def execute(
         tokens_per_s=result.tokens_per_s if result else None,
         peak_memory_mib=result.peak_memory_mib if result else 0.0,
         flops_per_token=result.flops_per_token if result else None,
-        parameters={
-            "total": model.num_params(),
-            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        },
+        parameters=counts,
         curves=result.curves if result else {},
         sample=sample,
         environment=_environment(device),
