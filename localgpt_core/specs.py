@@ -71,10 +71,12 @@ class RunSpec:
 
 
 def _without_defaults(config: LocalGPTConfig | TrainConfig) -> dict[str, Any]:
+    values = {item.name: (getattr(config, item.name), item.default) for item in fields(config)}
     return {
-        item.name: getattr(config, item.name)
-        for item in fields(config)
-        if getattr(config, item.name) != item.default
+        # 0 and 0.0 are the same dropout and must be the same text.
+        name: float(value) if isinstance(default, float) else value
+        for name, (value, default) in values.items()
+        if value != default
     }
 
 
