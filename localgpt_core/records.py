@@ -43,7 +43,7 @@ class RunRecord:
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: Peak memory in MiB; see `localgpt_core.cost`.
         flops_per_token: Matmul FLOPs of one training step per token.
-        parameters: ``total`` and ``trained`` parameter counts.
+        parameters: ``total`` and ``trained`` parameter counts; empty for a failed run.
         curves: See `localgpt_core.training.TrainResult`.
         sample: Text that the trained model wrote.
         environment: Device, threads, versions of the software.
@@ -78,6 +78,8 @@ class RunRecord:
         found = RunSpec.from_dict(self.spec).digest
         require(found == self.digest, "digest", self.digest, f"its spec has {found}")
         require(self.status in ("finished", "diverged", "failed"), "status", self.status, "unknown")
+        plain = isinstance(self.suite, str) and self.suite in ("", Path(self.suite).name)
+        require(plain and self.suite != "..", "suite", self.suite, "must be a plain name: a folder has it")
 
     @property
     def run_spec(self) -> RunSpec:
@@ -85,8 +87,11 @@ class RunRecord:
         return RunSpec.from_dict(self.spec)
 
     def to_json(self) -> str:
-        """Return the record as JSON: floats with 6 significant digits, null for what is not finite."""
-        return json.dumps(_rounded(asdict(self)), sort_keys=True, allow_nan=False)
+        """Return the record as JSON: floats with 6 significant digits, null for what is not finite.
+
+        The spec keeps every digit: the digest depends on it.
+        """
+        return json.dumps(_rounded(asdict(self)) | {"spec": self.spec}, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "RunRecord":
@@ -147,6 +152,7 @@ def load_records(
     """Return every record below ``root`` by digest.
 
     A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
+    Where two files have one digest, a run that broke down gives way to one that did not.
     """
     records: dict[str, RunRecord] = {}
     for path in sorted(Path(root).rglob("*.json")):
@@ -155,8 +161,17 @@ def load_records(
         except ValueError as error:
             on_problem(str(error))
         else:
-            records[record.digest] = record
+            _keep(records, record)
     return records
+
+
+def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
+    """Add ``record`` unless that would replace one that did not break down; return whether it was added."""
+    known = records.get(record.digest)
+    keep = known is None or known.status == "failed"
+    if keep:
+        records[record.digest] = record
+    return keep
 
 
 def export_bundle(records: Iterable[RunRecord], path: str | os.PathLike[str]) -> None:
@@ -169,8 +184,8 @@ def import_bundle(
 ) -> list[Path]:
     """Write each record of a bundle to ``root/<suite>/<digest>.json`` and return the paths.
 
-    A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept if
-    it finished.
+    A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept
+    unless its run broke down.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -187,6 +202,6 @@ def import_bundle(
         except (ValueError, TypeError, AttributeError) as error:
             on_problem(f"bundle {path}, line {number} is refused: {error}")
             continue
-        if record.digest not in present or present[record.digest].status == "failed":
+        if _keep(present, record):
             written.append(record.write(Path(root) / record.suite))
     return written
