@@ -128,7 +128,8 @@ def execute(
 
 def _without_folder(argument: str) -> str:
     """Return an absolute path's last part: a record says what ran, not where somebody keeps it."""
-    return Path(argument).name if os.path.isabs(argument) else argument
+    option, equals, value = argument.rpartition("=")
+    return option + equals + Path(value).name if os.path.isabs(value) else argument
 
 
 def _environment(device: str) -> dict[str, object]:
