@@ -120,7 +120,8 @@ class TrainConfig:
                 0 <= value <= upper, name, value, "must be in [0, 1]" if upper == 1 else "must be in [0, 1)"
             )
         for name in ("weight_decay", "grad_clip"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+            value = getattr(self, name)
+            require(value >= 0 and math.isfinite(value), name, value, "must be finite and not negative")
         require_choice("precision", self.precision, PRECISIONS)
 
 

@@ -72,7 +72,8 @@ class RuleOptions:
         require_choice("method", self.method, RULES)
         require_choice("fa_init_mode", self.fa_init_mode, FEEDBACK_INITS)
         require_integer("fa_sparse_k", self.fa_sparse_k, 0)
-        require(self.feedback_std > 0, "feedback_std", self.feedback_std, "must be positive")
+        allowed = "must be positive and finite"
+        require(0 < self.feedback_std < float("inf"), "feedback_std", self.feedback_std, allowed)
         if self.feedback_seed is not None:
             require_integer("feedback_seed", self.feedback_seed, 0)
         require_integer("fa_grape_n_probe", self.fa_grape_n_probe, 1)
