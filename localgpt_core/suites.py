@@ -103,18 +103,23 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     where = f"suite {path}: key"
     _require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
     require_choice(f"suite {path}: preset", content["preset"], PRESETS)
-    model, train = content.get("model", {}), content.get("train", {})
+    model, train = _overrides(f"suite {path}", content)
+    for key in ("question", "corpus"):
+        value = content.get(key, "")
+        require(isinstance(value, str), f"suite {path}: {key}", value, "must be a string")
     arms = []
     require(isinstance(content["arms"], dict) and content["arms"], where, "arms", "must be a table of arms")
     for name, arm in content["arms"].items():
         _require_keys(f"suite {path}, arm {name!r}: key", arm, ARM_KEYS, set())
-        require("seed" not in arm.get("train", {}), where, "seed", "belongs into seeds, not into train")
+        own_model, own_train = _overrides(f"suite {path}, arm {name!r}", arm)
+        label = arm.get("label", name)
+        require(isinstance(label, str), f"suite {path}, arm {name!r}: label", label, "must be a string")
         arms.append(
             Arm(
                 name=name,
-                label=arm.get("label", name),
-                model={**model, **arm.get("model", {})},
-                train={**train, **arm.get("train", {})},
+                label=label,
+                model={**model, **own_model},
+                train={**train, **own_train},
                 seeds=_seeds(path, arm.get("seeds", content["seeds"])),
             )
         )
@@ -134,6 +139,15 @@ def _require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: 
         require(key in allowed, where, key, "allowed are " + ", ".join(sorted(allowed)))
     for key in sorted(needed):
         require(key in found, where, key, "is missing")
+
+
+def _overrides(where: str, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tables model and train of a suite or an arm."""
+    tables = found.get("model", {}), found.get("train", {})
+    for name, values in zip(("model", "train"), tables, strict=True):
+        require(isinstance(values, dict), f"{where}: {name}", values, "must be a table")
+    require("seed" not in tables[1], f"{where}: key", "seed", "belongs into seeds, not into train")
+    return tables
 
 
 def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
