@@ -46,7 +46,10 @@ def run(
     select_device(device)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
-    suite_run = SuiteRun(plan, text, records, out or records / plan.name, preset, device, threads, deadline)
+    folder = out or records / plan.name
+    suite_run = SuiteRun(
+        plan, text, records, folder, preset, device, threads, deadline, corpus or plan.corpus
+    )
     if not only:
         complete = suite_run.all(jobs, say)
         print(f"{plan.name}: " + ("complete" if complete else "not complete; start it again to go on"))
@@ -63,6 +66,7 @@ def table(
     suite: Annotated[Path | None, typer.Argument(help="suite; default: all records")] = None,
     records: Records = RECORDS,
     preset: Annotated[str | None, typer.Option(help="instead of the suite's own")] = None,
+    corpus: CorpusName | None = None,
 ) -> None:
     """Print the recorded results: mean, spread and number of runs per arm."""
     from localgpt_core.tables import all_runs, arm_table, suite_runs
@@ -72,7 +76,7 @@ def table(
         frame = all_runs(found)
     else:
         plan = read_suite(suite)
-        frame = suite_runs(plan, found, load_corpus(plan.corpus), preset)
+        frame = suite_runs(plan, found, load_corpus(corpus or plan.corpus), preset)
     require(len(frame) > 0, "records", str(records), "has no records of this suite")
     print(arm_table(frame).to_string(index=False))
 

@@ -45,6 +45,7 @@ class SuiteRun:
         device: Where the runs go.
         threads: CPU threads of each run.
         deadline: Value of ``time.monotonic()`` by which everything must be over.
+        corpus_name: What the corpus was loaded by, for the processes of runs side by side; None: the suite's.
     """
 
     suite: Suite
@@ -55,11 +56,12 @@ class SuiteRun:
     device: str = "cpu"
     threads: int = 1
     deadline: float = math.inf
+    corpus_name: str | None = None
 
     def todo(self, say: Say) -> list[PlannedRun]:
         """Return the runs that are still to be made, naming every file that is refused."""
-        records = load_records(self.records, say) | load_records(self.out, say)
-        return missing_runs(self.suite.plan(self.corpus, self.preset), records)
+        missing = missing_runs(self.suite.plan(self.corpus, self.preset), load_records(self.records, say))
+        return missing_runs(missing, load_records(self.out, say))
 
     def one(self, run: PlannedRun, say: Say, report: Report | None = None) -> RunRecord | None:
         """Make one run here and write its record; None if it was interrupted or had no time."""
@@ -130,7 +132,8 @@ class SuiteRun:
     def _start(self, run: PlannedRun) -> subprocess.Popen:
         command = [sys.executable, "-m", "localgpt_core", "run", str(self.suite.path)]
         command += ["--only", run.spec.digest, "--out", str(self.out), "--records", str(self.records)]
-        command += ["--device", self.device, "--threads", str(self.threads), "--corpus", self.suite.corpus]
+        command += ["--device", self.device, "--threads", str(self.threads)]
+        command += ["--corpus", self.corpus_name or self.suite.corpus]
         if self.preset:
             command += ["--preset", self.preset]
         if math.isfinite(self.deadline):
