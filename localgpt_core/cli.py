@@ -3,6 +3,7 @@
 An error of the user's is one line on stderr, naming the value and what is allowed, and exit status 2.
 """
 
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,8 @@ from localgpt_core.runs import execute, sample_text
 from localgpt_core.specs import resolve_spec
 from localgpt_core.training import select_device
 from localgpt_core.validation import require, require_integer
+
+UsageError = typer.BadParameter.__base__  # typer does not export the class of all its usage errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,7 +162,15 @@ app.add_typer(commands)
 def main() -> None:
     """Run the command line; an error of the user's is one line and exit status 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
+    except UsageError as error:
+        if len(sys.argv) == 1:
+            error.show()  # the help
+        else:
+            given = shlex.join(["localgpt", *sys.argv[1:]])
+            print(f"error: {error.format_message()} (in: {given}; --help tells more)", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(2)
