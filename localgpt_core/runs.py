@@ -116,7 +116,7 @@ def execute(
         sample=sample,
         environment=_environment(device),
         provenance={
-            "command": shlex.join([Path(sys.argv[0]).name, *map(_without_folder, sys.argv[1:])]),
+            "command": _command(),
             **_git(),
             "start": start.isoformat(timespec="seconds"),
             "end": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -124,6 +124,12 @@ def execute(
         error=error,
     )
     return record, result
+
+
+def _command() -> str:
+    program = Path(sys.argv[0]).name
+    program = "python -m localgpt_core" if program == "__main__.py" else program
+    return f"{program} {shlex.join(map(_without_folder, sys.argv[1:]))}"
 
 
 def _without_folder(argument: str) -> str:

@@ -12,7 +12,7 @@ from localgpt_core.validation import require
 
 __all__ = ["all_runs", "arm_table", "interval", "paired_difference", "suite_runs"]
 
-COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "wall_time_s", "digest"]
+COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest"]
 
 
 def suite_runs(
@@ -37,7 +37,12 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
 
 
 def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
-    return {"arm": arm, "label": label} | {name: getattr(record, name) for name in COLUMNS[2:]}
+    row = {"arm": arm, "label": label}
+    for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
+        row[name] = getattr(record, name)
+    tokens = record.curves["tokens"][-1] if record.curves.get("tokens") else math.nan
+    row["tflops"] = tokens * record.flops_per_token / 1e12 if record.flops_per_token else math.nan
+    return row
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -51,12 +56,16 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed."""
+    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed.
+
+    ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
+    long a run took says how busy its machine was; `localgpt_core.bench` measures time.
+    """
     rows = []
     for arm, group in runs.groupby("arm", sort=False):
         finished = group[group["status"] == "finished"]
         mean, half = interval(finished["final_val_loss"].tolist())
-        best = finished["best_val_loss"].min()
+        best, cost = finished["best_val_loss"].min(), group["tflops"].mean()
         rows.append(
             {
                 "arm": arm,
@@ -65,7 +74,7 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "95 % ±": "-" if math.isnan(half) else f"{half:.3f}",
                 "best": "-" if math.isnan(best) else f"{best:.3f}",
                 "not finished": len(group) - len(finished),
-                "minutes a run": f"{group['wall_time_s'].mean() / 60:.1f}",
+                "TFLOPs": "-" if math.isnan(cost) else f"{cost:.2f}",
             }
         )
     return pd.DataFrame(rows)
