@@ -146,7 +146,7 @@ def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
     figure, axes = plt.subplots(1, len(weights), figsize=(WIDTH, WIDTH / len(weights) + 0.4))
     characters = [{"\n": "⏎", " ": "␣"}.get(character, character) for character in text]
     for ax, (title, weight_TT) in zip(np.atleast_1d(axes), weights.items(), strict=True):
-        image = ax.imshow(weight_TT, cmap="cividis", vmin=0.0)
+        image = ax.imshow(weight_TT.detach().cpu().numpy(), cmap="cividis", vmin=0.0)
         ax.set_xticks(range(len(text)), characters, fontsize="x-small")
         ax.set_yticks(range(len(text)), characters, fontsize="x-small")
         ax.grid(visible=False)

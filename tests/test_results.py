@@ -1,0 +1,121 @@
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from toys import toy_corpus, toy_record
+
+from localgpt_core import figures, results
+from localgpt_core.results import book_folder, load_results
+from localgpt_core.suites import read_suite
+from localgpt_core.tables import interval
+
+matplotlib.use("Agg")
+
+FLOORS = {"uniform": 4.0, "bigram": 2.45, "3-gram": 1.0}
+SUITE = """
+question = "which?"
+preset = "tiny"
+seeds = [1, 2]
+train = { steps = 20 }
+[arms.bp]
+label = "backprop"
+[arms.fa]
+model = { method = "fa" }
+[arms.late]
+model = { method = "fa", feedback_std = 0.1 }
+"""
+LOSSES = {("bp", 1): 2.0, ("bp", 2): 2.2, ("fa", 1): 2.5, ("fa", 2): 2.6}
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A checkout whose suite has four finished runs, one that diverged and one that is missing."""
+    corpus = toy_corpus()
+    monkeypatch.setattr(results, "load_corpus", lambda name: corpus)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "book"
+    (folder / "suites").mkdir(parents=True)
+    (folder / "suites" / "toys.toml").write_text(SUITE)
+    for run in read_suite(folder / "suites" / "toys.toml").plan(corpus):
+        key = (run.arm.name, run.spec.seed)
+        curves = {"step": [20], "tokens": [420], "val_step": [0, 20], "val_loss": [4.0, LOSSES.get(key)]}
+        if key in LOSSES:
+            record = toy_record(run.spec, final_val_loss=LOSSES[key], curves=curves)
+        elif key == ("late", 1):
+            record = toy_record(run.spec, status="diverged", final_val_loss=None, curves=curves)
+        else:
+            continue
+        record.write(folder / "records" / "toys")
+    return folder
+
+
+def test_results_hold_what_is_recorded_and_say_where_it_is_from(book):
+    found = load_results("toys")
+    assert found.planned == 6 and len(found.runs) == 5
+    assert found.labels == {"bp": "backprop", "fa": "fa", "late": "late"}
+    assert found.final_loss("bp") == (*interval([2.0, 2.2]), 2)
+    mean, _, n = found.final_loss("late")
+    assert np.isnan(mean) and n == 0
+    assert found.difference("fa", "bp")[0] == pytest.approx(0.45)
+    assert [record.seed for record in found.of_arm("fa")] == [1, 2]
+    assert "5 of 6 runs recorded, preset tiny, seeds 1, 2, on toy" in found.origin()
+    assert "localgpt run book/suites/toys.toml" in found.origin()
+    assert len(found.curves()) == 10
+    assert found.with_fields("feedback_std", "lr")["feedback_std"].tolist() == [0.02] * 4 + [0.1]
+    with pytest.raises(ValueError, match="arm='xx': allowed are bp, fa, late"):
+        found.final_loss("xx")
+    with pytest.raises(ValueError, match="field='nonsense'"):
+        found.with_fields("nonsense")
+
+
+def test_results_that_nobody_made_say_so(book):
+    found = load_results("toys", preset="cpu")
+    assert found.runs.empty and found.planned == 6
+    assert found.origin() == "No run of suite toys is recorded with preset cpu."
+
+
+def test_the_book_is_found_from_anywhere_inside_the_checkout(book, monkeypatch, tmp_path_factory):
+    assert book_folder() == book
+    monkeypatch.chdir(book / "suites")
+    assert book_folder() == book
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ValueError, match="must be inside the checkout"):
+        book_folder()
+
+
+def test_curves_show_every_seed_the_mean_and_the_floors_in_view(book):
+    figures.use_style()
+    figure = figures.loss_curves(load_results("toys"), ["bp", "fa"], FLOORS, top=3.0)
+    (ax,) = figure.axes
+    means = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert list(means) == ["backprop (n = 2)", "fa (n = 2)"]
+    assert means["fa (n = 2)"].get_ydata().tolist() == pytest.approx([4.0, 2.55])
+    assert [text.get_text().strip() for text in ax.texts] == ["bigram"]
+    styles = {(line.get_marker(), line.get_linestyle()) for line in means.values()}
+    assert len(styles) == 2  # not by colour alone
+
+
+def test_final_losses_show_each_run_the_interval_and_what_failed(book):
+    figure = figures.final_losses(load_results("toys"), ["bp", "fa", "late"], FLOORS)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["backprop", "fa", "late (1 not finished)"]
+    ticks = [line.get_xdata().tolist() for line in ax.lines if line.get_markersize() == 11]
+    assert ticks[:2] == [[2.0, 2.2], [2.5, 2.6]]
+    low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((2.1 - interval([2.0, 2.2])[1], 2.1 + interval([2.0, 2.2])[1]))
+
+
+def test_loss_over_a_field_marks_the_runs_without_a_loss(book):
+    table = load_results("toys").with_fields("feedback_std")
+    table["label"] = table["arm"].replace({"late": "fa"})
+    figure = figures.loss_over(table, "feedback_std", "feedback std", FLOORS)
+    (ax,) = figure.axes
+    crosses = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [line.get_xdata().tolist() for line in crosses] == [[0.1]]
+    assert ax.get_xscale() == "log"
+
+
+def test_attention_maps_have_the_characters_as_ticks():
+    figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "␣", "⏎"]
+    assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
