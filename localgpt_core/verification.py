@@ -32,6 +32,9 @@ def compare(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
         equal = recorded.curves == again.curves
         rule = "same machine class, threads and software: the curves must be equal"
         return Verdict(equal, f"{'agrees' if equal else 'differs'} ({rule})")
+    counts = len(recorded.curves["val_loss"]), len(again.curves["val_loss"])
+    if counts[0] != counts[1]:
+        return Verdict(False, f"differs: {counts[0]} evaluations recorded, now {counts[1]}")
     pairs = zip(recorded.curves["val_loss"], again.curves["val_loss"], strict=True)
     largest = max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=math.nan)
     agrees = largest <= tolerance
