@@ -157,6 +157,19 @@ def test_the_same_run_twice_gives_the_same_curves_whatever_the_global_generator(
     assert_same_tensors(runs[0].model.state_dict(), runs[1].model.state_dict())
 
 
+def test_every_step_has_its_own_dropout_and_probes():
+    config = toy_train(lr=1e-30, weight_decay=0.0)
+    model_config = toy_model(method="fa", fa_grape=True, dropout=0.5)
+    outcomes = []
+    for step in (0, 1, 0):
+        run = RunState(model_config, config, toy_corpus(), torch.device("cpu"))
+        loss = steps.training_step(run.model, run.optimizer, config, *run.batch(0), step)
+        outcomes.append((loss.item(), run.model.head.feedback_weight.sum().item()))
+    first, second, again = outcomes
+    assert first == again
+    assert first[0] != second[0] and first[1] != second[1]
+
+
 def test_another_seed_gives_another_curve():
     first, second = (train(toy_model(), toy_train(seed=seed), toy_corpus()) for seed in (1, 2))
     assert all(a != b for a, b in zip(first.curves["val_loss"], second.curves["val_loss"], strict=True))
@@ -318,6 +331,7 @@ def test_resume_after_ctrl_c_in_a_report_is_bit_exact(monkeypatch, tmp_path, uni
     report = interrupt_at_report(step, key)
     first = train(RESUMED, config, toy_corpus(), checkpoint=path, report=report)
     assert (first.status, first.steps_done) == ("interrupted", step)
+    assert load_checkpoint(path).progress["step"] == step
     assert math.isnan(first.final_val_loss)
     assert_resumed_run_equals(path, uninterrupted)
 
@@ -331,6 +345,7 @@ def test_resume_after_ctrl_c_in_any_step_is_bit_exact(monkeypatch, tmp_path, uni
             interrupt_after(patch, stop)
             result = train(RESUMED, config, toy_corpus(), checkpoint=path, resume=True)
         assert (result.status, result.steps_done) == ("interrupted", stop)
+        assert load_checkpoint(path).progress["step"] == stop
     assert_resumed_run_equals(path, uninterrupted)
 
 
