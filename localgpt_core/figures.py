@@ -20,7 +20,17 @@ from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
 from localgpt_core.tables import interval
 
-__all__ = ["attention_maps", "final_losses", "loss_curves", "loss_over", "use_style"]
+__all__ = [
+    "attention_maps",
+    "feedback_paths",
+    "final_losses",
+    "live_curves",
+    "loss_curves",
+    "loss_over",
+    "singular_values",
+    "start_and_end",
+    "use_style",
+]
 
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
 MARKERS = "osD^vPX*<>hd"
@@ -136,7 +146,8 @@ def loss_over(
         ax.set_xticks(sorted(table[x].unique()), [f"{value:g}" for value in sorted(table[x].unique())])
         ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=LOSS)
-    ax.legend()
+    if len(table):
+        ax.legend()
     _floors(ax, floors, horizontal=True)
     return figure
 
@@ -153,6 +164,88 @@ def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
         ax.set(title=title, xlabel="key")
         figure.colorbar(image, ax=ax, shrink=0.75)
     np.atleast_1d(axes)[0].set_ylabel("query")
+    return figure
+
+
+def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Mapping[str, float]) -> Figure:
+    """Return validation loss against step for runs made in the page: label -> ``TrainResult.curves``.
+
+    The untrained model is left out, so that the start does not hide the end.
+    """
+    figure, ax = plt.subplots()
+    for i, (label, curve) in enumerate(curves.items()):
+        ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **_look(i))
+    ax.set(xlabel="training step", ylabel=LOSS)
+    ax.legend()
+    _floors(ax, floors, horizontal=True)
+    return figure
+
+
+def feedback_paths() -> Figure:
+    """Return a drawing of two layers: the signal goes up, the error comes down, by each of two rules."""
+    figure, axes = plt.subplots(1, 2, figsize=(5.6, 4.6))
+    forward, backward = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
+    for ax, title, letter in zip(axes, ("backpropagation", "feedback alignment"), "WB", strict=True):
+        for level in (0, 1):
+            y = 1.5 + 3 * level
+            for x, text, colour, sign in (
+                (1, f"$W_{level + 1}^\\top$", forward, 1),
+                (3, f"${letter}_{level + 1}$", backward, -1),
+            ):
+                box = {
+                    "boxstyle": "round,pad=0.45",
+                    "facecolor": "white",
+                    "edgecolor": colour,
+                    "linewidth": 2,
+                }
+                box["linestyle"] = "-" if sign > 0 else "--"
+                arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+                ax.annotate("", (x, y + sign * 1.15), (x, y - sign * 1.15), arrowprops=arrow)
+                ax.text(x, y, text, ha="center", va="center", fontsize=15, bbox=box)
+            if letter == "W":
+                ax.plot([1.6, 2.4], [y, y], ":", color="0.3", linewidth=2)
+            note, height = ("copy", y + 0.25) if letter == "W" else ("fixed", y - 0.1)
+            ax.text(2, height, note, ha="center", fontsize=12, color="0.3")
+        for y, up, down in ((0, "$x$", ""), (3, "$h$", f"$e\\,{letter}_2$"), (6, "$y$", "$e$")):
+            ax.text(1, y, up, ha="center", va="center", fontsize=15, color=forward)
+            ax.text(3, y, down, ha="center", va="center", fontsize=15, color=backward)
+        ax.text(1, -0.75, "signal", ha="center", fontsize=12, color=forward)
+        ax.text(3, -0.75, "error", ha="center", fontsize=12, color=backward)
+        ax.set(xlim=(0, 4), ylim=(-1, 6.5))
+        ax.set_title(title, fontsize=14)
+        ax.axis("off")
+    return figure
+
+
+def singular_values(matrices: Mapping[str, Tensor]) -> Figure:
+    """Return the singular values of each matrix, largest first, on a logarithmic axis."""
+    figure, ax = plt.subplots()
+    for i, (label, matrix) in enumerate(matrices.items()):
+        values = np.linalg.svd(matrix.detach().cpu().double().numpy(), compute_uv=False)
+        ax.plot(range(1, len(values) + 1), values, label=label, markevery=16, **_look(i))
+    ax.set(xlabel="rank of the singular value", ylabel="singular value", yscale="log")
+    ax.legend()
+    return figure
+
+
+def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> Figure:
+    """Return one panel per table: rows are layers, an arrow goes from column ``start`` to column ``end``."""
+    rows = list(next(iter(panels.values())).index)
+    size = (WIDTH, 1.2 + 0.3 * len(rows))
+    figure, axes = plt.subplots(1, len(panels), sharey=True, figsize=size, squeeze=False)
+    for ax, (label, table) in zip(axes[0], panels.items(), strict=True):
+        ax.axvline(0, color="0.3", linewidth=0.9)
+        for i, (start, end) in enumerate(zip(table["start"], table["end"], strict=True)):
+            ax.plot([start, end], [i, i], color="0.6", linewidth=1.5, zorder=1)
+        for i, name in enumerate(("start", "end")):
+            look = _look(i) | {"linestyle": "none", "markersize": 7}
+            ax.plot(table[name], range(len(rows)), label=name, **look)
+        ax.set(xlabel=label)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.grid(axis="y", visible=False)
+    axes[0, 0].set_ylabel(title)
+    axes[0, 0].invert_yaxis()
+    axes[0, -1].legend()
     return figure
 
 

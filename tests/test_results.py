@@ -1,5 +1,6 @@
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toys import toy_corpus, toy_record
@@ -119,3 +120,26 @@ def test_attention_maps_have_the_characters_as_ticks():
     figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "␣", "⏎"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
+
+
+def test_live_curves_leave_the_untrained_model_out():
+    figure = figures.live_curves({"fa": {"val_step": [0, 5, 10], "val_loss": [4.2, 3.0, 2.5]}}, FLOORS)
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [5, 10]
+
+
+def test_the_drawing_copies_weights_under_backprop_only():
+    texts = [[text.get_text() for text in ax.texts] for ax in figures.feedback_paths().axes]
+    assert [ax.count("copy") for ax in texts] == [2, 0]
+    assert "$B_2$" in texts[1] and "$B_2$" not in texts[0]
+
+
+def test_singular_values_are_those_of_the_matrix():
+    figure = figures.singular_values({"a": torch.diag(torch.tensor([1.0, 3.0, 2.0]))})
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), [3.0, 2.0, 1.0])
+
+
+def test_start_and_end_share_their_rows():
+    table = pd.DataFrame({"start": [0.0, 0.1], "end": [0.5, -0.2]}, index=["q", "k"])
+    left, right = figures.start_and_end({"cos": table, "angle": table}).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["q", "k"]
+    assert right.lines[-1].get_xdata().tolist() == [0.5, -0.2]
