@@ -11,17 +11,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from localgpt_core.corpus import load_corpus
+from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
 from localgpt_core.tables import interval
 
 __all__ = [
     "attention_maps",
+    "attention_weights",
     "feedback_paths",
     "final_losses",
     "live_curves",
@@ -150,6 +153,26 @@ def loss_over(
         ax.legend()
     _floors(ax, floors, horizontal=True)
     return figure
+
+
+@torch.no_grad()
+def attention_weights(model: LocalGPT, idx: Tensor) -> Tensor:
+    """Return the attention weights (L, H, T, T) that ``model`` gives to the ids (T,); rows are queries.
+
+    Attention mixes the identity here instead of values, so that its output is the weights themselves. Dropout
+    must be off: ``model.eval()``, or a model without it.
+    """
+    T = len(idx)
+    x = model.tok_emb(idx) + model.pos_emb.weight[:T]
+    found = []
+    for block in model.blocks:
+        attn, h = block.attn, block.ln1(x)
+        q, k = (
+            layer(h).view(T, model.config.n_head, -1).transpose(0, 1) for layer in (attn.q_proj, attn.k_proj)
+        )
+        found.append(attn.mix(q, k, torch.eye(T), attn.future[:T, :T]))
+        x = block(x[None], [])[0]
+    return torch.stack(found)
 
 
 def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:

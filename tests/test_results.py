@@ -3,9 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import toy_corpus, toy_record
+from toys import toy_corpus, toy_model, toy_record
 
 from localgpt_core import figures, results
+from localgpt_core.drawings import model_drawing
+from localgpt_core.model import LocalGPT
 from localgpt_core.results import book_folder, load_results
 from localgpt_core.suites import read_suite
 from localgpt_core.tables import interval
@@ -120,6 +122,32 @@ def test_attention_maps_have_the_characters_as_ticks():
     figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "␣", "⏎"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax"])
+def test_attention_weights_are_those_that_the_model_mixes_with(mode):
+    torch.manual_seed(0)
+    model = LocalGPT(toy_model(attn_mode=mode, n_layer=2)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    idx = torch.arange(5)
+    weights = figures.attention_weights(model, idx)
+    assert weights.shape == (model.config.n_layer, model.config.n_head, 5, 5)
+    assert (weights.triu(1) == 0).all()
+    mixed = []
+    model.blocks[-1].attn.o_proj.register_forward_pre_hook(lambda layer, inputs: mixed.append(inputs[0][0]))
+    values = []
+    model.blocks[-1].attn.v_proj.register_forward_hook(lambda layer, inputs, y: values.append(y[0]))
+    model(idx[None])
+    v = values[0].view(5, model.config.n_head, -1).transpose(0, 1)
+    assert torch.allclose((weights[-1] @ v).transpose(0, 1).flatten(1), mixed[0], atol=1e-6)
+
+
+def test_the_drawing_of_the_model_fills_the_boxes_of_its_local_linears():
+    left, right = model_drawing().axes
+    filled = {text.get_text() for text in left.texts if text.get_color() == "white"}
+    assert filled == {"q, k, v", "o", "fc", "proj", "head"}
+    assert "feedback" in [text.get_text() for text in right.texts]
 
 
 def test_live_curves_leave_the_untrained_model_out():

@@ -1,0 +1,107 @@
+"""Drawings of what the code does; they hold no data.
+
+Solid blue is the signal on its way up, dashed orange the error on its way down. A filled box is a
+`LocalLinear`, whose rule decides what goes down; an empty one keeps its exact derivative. Text is large
+enough for a phone, where a drawing is shown at half its size.
+"""
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["model_drawing"]
+
+SIZE = (7.2, 7.4)  # inches
+SIGNAL, ERROR = sns.color_palette("colorblind")[:2]
+INK, GREY = "0.15", "0.5"
+
+Point = tuple[float, float]
+
+
+def model_drawing() -> Figure:
+    """Return a drawing of the model with one block opened, and of one LocalLinear."""
+    figure, axes = plt.subplots(1, 2, figsize=SIZE, sharey=True)
+    panels = (("the model", _draw_model), ("one LocalLinear", _draw_layer))
+    for ax, (title, draw) in zip(axes, panels, strict=True):
+        ax.set(xlim=(0, 4), ylim=(-0.4, 12.6))
+        ax.set_title(title, fontsize=16)
+        ax.axis("off")
+        draw(ax)
+    return figure
+
+
+def _draw_model(ax: Axes) -> None:
+    stream, branch = 1.0, 2.65
+    ax.add_patch(plt.Rectangle((0.2, 1.25), 3.75, 8.75, facecolor="0.94"))
+    _text(ax, 3.85, 9.65, "block, $L$ times", 13, ha="right")
+    _arrow(ax, (stream, 0.9), (stream, 12.0), SIGNAL)
+    _arrow(ax, (0.45, 12.0), (0.45, 1.0), ERROR)
+    for bottom, names in (
+        (1.6, ("norm", "q, k, v", "attention", "o")),
+        (5.7, ("norm", "fc", "GELU", "proj")),
+    ):
+        top = bottom + 3.75
+        ax.plot([stream, branch, branch], [bottom, bottom, top], color=SIGNAL, linewidth=2)
+        _arrow(ax, (branch, top), (stream + 0.15, top), SIGNAL)
+        circle = {"boxstyle": "circle,pad=0.05", "facecolor": "white", "edgecolor": SIGNAL, "linewidth": 2}
+        _text(ax, stream, top, "+", 16, ha="center", bbox=circle)
+        _arrow(ax, (3.65, top - 0.1), (3.65, bottom), ERROR)
+        for i, name in enumerate(names):
+            _box(ax, branch, bottom + 0.5 + 0.9 * i, name, is_local=i in (1, 3))
+    _box(ax, stream, 0.65, "embeddings", is_local=False)
+    _box(ax, stream, 10.5, "norm", is_local=False)
+    _box(ax, stream, 11.4, "head", is_local=True)
+    _text(ax, stream, 12.3, "loss", 15, ha="center")
+    _text(ax, stream, -0.2, "characters", 15, ha="center")
+
+
+def _draw_layer(ax: Axes) -> None:
+    up, down = 1.0, 2.9
+    ax.add_patch(plt.Rectangle((0.1, 5.5), 3.8, 4.6, facecolor="white", edgecolor=SIGNAL, linewidth=2))
+    _arrow(ax, (up, 4.9), (up, 10.7), SIGNAL)
+    _arrow(ax, (down, 10.7), (down, 4.9), ERROR)
+    _box(ax, up, 8.7, "$W$", is_local=True)
+    look = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": ERROR, "linewidth": 2}
+    _text(ax, down, 8.7, "feedback", 15, ha="center", bbox=look)
+    _text(
+        ax,
+        1.95,
+        6.7,
+        r"$\Delta W = \sum_t g_t^\top x_t$",
+        16,
+        ha="center",
+        bbox={"facecolor": "white", "lw": 0},
+    )
+    _text(ax, 1.95, 5.8, "stays here", 13, ha="center", bbox={"facecolor": "white", "lw": 0})
+    for x, y, name in (
+        (up, 11.1, "$y$"),
+        (down, 11.1, "$g$"),
+        (up, 4.4, "$x$"),
+        (down, 4.4, "error · feedback"),
+    ):
+        _text(ax, x, y, name, 16, ha="center")
+    _box(ax, 0.4, 2.6, "  ", is_local=True)
+    _text(ax, 0.9, 2.6, "LocalLinear: a rule\ndecides what goes down", 13)
+    _box(ax, 0.4, 1.3, "  ", is_local=False)
+    _text(ax, 0.9, 1.3, "exact derivative", 13)
+    _arrow(ax, (0.1, 0.1), (0.75, 0.1), SIGNAL)
+    _text(ax, 0.9, 0.1, "signal", 13)
+    _arrow(ax, (2.75, 0.1), (2.1, 0.1), ERROR)
+    _text(ax, 2.9, 0.1, "error", 13)
+
+
+def _text(ax: Axes, x: float, y: float, text: str, size: int, **look: object) -> None:
+    ax.text(x, y, text, va="center", fontsize=size, **{"color": INK, **look})
+
+
+def _box(ax: Axes, x: float, y: float, text: str, is_local: bool) -> None:
+    face, edge, ink = (SIGNAL, SIGNAL, "white") if is_local else ("white", GREY, INK)
+    look = {"boxstyle": "round,pad=0.3", "facecolor": face, "edgecolor": edge, "linewidth": 2}
+    _text(ax, x, y, text, 15, ha="center", color=ink, bbox=look)
+
+
+def _arrow(ax: Axes, start: Point, end: Point, colour: object) -> None:
+    look = {"arrowstyle": "-|>,head_length=.6,head_width=.3", "shrinkA": 0, "shrinkB": 0, "linewidth": 2}
+    style = "--" if colour == ERROR else "-"
+    ax.annotate("", end, start, arrowprops=look | {"color": colour, "linestyle": style})
