@@ -1,0 +1,169 @@
+"""A second, slow LocalGPT that shares no code with the package: what the gradients must be.
+
+No autograd Function is used. Every rule and every local derivative is written by stopping gradients in an
+expression whose value is the forward pass:
+
+    local error     y = sg(x) W^T + (x - sg(x)) sg(F)^T      value x W^T, and d/dx hands g F down
+    output error    y = sg(x) W^T, and the loss gains sum(x * sg(e F)) less its own value, for every layer,
+                    with e = (softmax(logits) - onehot) / tokens written out
+    straight-through  x + sg(f(x) - x)
+    center_scale    (x - mean x) / sg(sigma)
+
+sg is ``detach``. ``projected`` and the fused softmax claim to be exact: here they are plain operations.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The matrix F of grad_input = error F, by rule.
+FEEDBACK = {
+    "bp": lambda weight, buffers, name: weight,
+    "fa": lambda weight, buffers, name: buffers[f"{name}.feedback_weight"],
+    "dfa": lambda weight, buffers, name: buffers[f"{name}.feedback_weight"],
+    "sign_sym": lambda weight, buffers, name: (
+        ((weight > 0).to(weight) - (weight < 0).to(weight)) * buffers[f"{name}.feedback_scale"]
+    ),
+}
+OUTPUT_ERROR = {"dfa"}
+
+
+class Reference:
+    """The forward pass of a model as a function of its named parameters."""
+
+    def __init__(self, model) -> None:
+        self.config = model.config
+        self.trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.p = {
+            name: p.detach().clone().requires_grad_(name in self.trained)
+            for name, p in model.named_parameters()
+        }
+        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self.consumed: list[tuple[str, Tensor]] = []
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        weight = self.p[f"{name}.weight"]
+        method = self.config.method
+        y = torch.einsum("...i,oi->...o", x.detach(), weight)
+        if method in OUTPUT_ERROR and name != "head":
+            self.consumed.append((name, x))
+        else:
+            feedback = FEEDBACK[method](weight.detach(), self.buffers, name)
+            y = y + torch.einsum("...i,oi->...o", x - x.detach(), feedback)
+        if f"{name}.bias" in self.p:
+            y = y + self.p[f"{name}.bias"]
+        return y
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        mode = self.config.ln_mode
+        mean = x.mean(-1, keepdim=True)
+        sigma = ((x - mean).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+        gamma = self.p[f"{name}.ln.weight" if mode == "ste" else f"{name}.weight"]
+        beta = self.p[{"bp": f"{name}.bias", "ste": f"{name}.ln.bias"}.get(mode, f"{name}.bias_param")]
+        if mode == "center_scale":
+            sigma = sigma.detach()
+        y = (x - mean) / sigma * gamma + beta
+        return x + (y - x).detach() if mode == "ste" else y
+
+    def attention(self, name: str, x: Tensor) -> Tensor:
+        config = self.config
+        width = config.n_embd // config.n_head
+        q, k, v = (self.linear(f"{name}.{part}_proj", x) for part in "qkv")
+        past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        heads = []
+        for h in range(config.n_head):
+            mine = slice(h * width, (h + 1) * width)
+            scores = torch.einsum("btd,bsd->bts", q[..., mine], k[..., mine]) / math.sqrt(width)
+            if config.attn_mode == "softmax":
+                powers = torch.where(past, (scores - scores.detach().amax(-1, keepdim=True)).exp(), 0.0)
+                weights = powers / powers.sum(-1, keepdim=True)
+            else:
+                bias = {"zero": 0.0, "neg_log_n": -math.log(config.block_size)}.get(config.sigmoid_bias_mode)
+                scores = scores + (self.p[f"{name}.sig_bias"] if bias is None else bias)
+                weights = 1 / (1 + (-scores).exp())
+                if config.ste_sigmoid:
+                    weights = scores + (weights - scores).detach()
+                weights = torch.where(past, weights, 0.0)
+            heads.append(torch.einsum("bts,bsd->btd", weights, v[..., mine]))
+        return self.linear(f"{name}.o_proj", torch.cat(heads, -1))
+
+    def mlp(self, name: str, x: Tensor) -> Tensor:
+        hidden = self.linear(f"{name}.fc", x)
+        gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        if self.config.ste_gelu:
+            gelu = hidden + (gelu - hidden).detach()
+        return self.linear(f"{name}.proj", winners(gelu, self.config.mlp_topk))
+
+    def block(self, name: str, x: Tensor) -> Tensor:
+        config = self.config
+        gate = {part: self.p.get(f"{name}.alpha_{part}", 1.0) for part in ("attn", "mlp")}
+        x = x + gate["attn"] * self.attention(f"{name}.attn", self.norm(f"{name}.ln1", x))
+        x = x + gate["mlp"] * self.mlp(f"{name}.mlp", self.norm(f"{name}.ln2", x))
+        x = winners(x, config.resid_topk)
+        if config.vq_codes:
+            x = x + (nearest(x, self.buffers[f"{name}.vq.codebook"]) - x).detach()
+        if config.subspace_rank:
+            q = self.buffers[f"{name}.subspace.Q"]
+            x = torch.einsum("btc,cr,dr->btd", x, q, q)
+        return x
+
+    def logits(self, idx: Tensor) -> Tensor:
+        positions = torch.arange(idx.shape[1])
+        x = self.p["tok_emb.weight"][idx] + self.p["pos_emb.weight"][positions]
+        for i in range(self.config.n_layer):
+            x = self.block(f"blocks.{i}", x)
+        return self.linear("head", self.norm("ln_f", x))
+
+    def gradients(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+        """Return the logits, the loss and the gradient of every parameter by name."""
+        self.consumed.clear()
+        logits = self.logits(idx)
+        log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+        onehot = torch.eye(self.config.vocab_size, dtype=logits.dtype)[targets]
+        loss = -(log_p * onehot).sum(-1).mean()
+        error = ((log_p.exp() - onehot) / targets.numel()).detach()
+        objective = loss
+        for name, x in self.consumed:
+            feedback = FEEDBACK[self.config.method](None, self.buffers, name)
+            pull = (x * torch.einsum("btv,vi->bti", error, feedback)).sum()
+            objective = objective + pull - pull.detach()
+        names = [name for name in self.p if name in self.trained]
+        grads = torch.autograd.grad(objective, [self.p[name] for name in names], allow_unused=True)
+        return logits.detach(), loss.detach(), dict.fromkeys(self.p) | dict(zip(names, grads, strict=True))
+
+
+def winners(x: Tensor, k: int) -> Tensor:
+    """Return x times the mask of its k largest magnitudes per row; all of it where k is 0."""
+    if not k:
+        return x
+    rank = x.detach().abs().argsort(-1, descending=True).argsort(-1)
+    return x * (rank < k)
+
+
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """Return, token by token, the code of largest cosine, as long as the token."""
+    out = torch.empty_like(x)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in x.shape[:-1])).tolist():
+        token = x[tuple(place)]
+        cosines = [torch.dot(token, code) / (token.norm() * code.norm()) for code in codebook]
+        out[tuple(place)] = codebook[int(torch.stack(cosines).argmax())] * token.norm()
+    return out
+
+
+def relative_error(actual: dict, expected: dict) -> dict[str, float]:
+    """Return the largest deviation of each gradient, relative to its own largest entry.
+
+    A gradient that is zero in exact arithmetic (softmax attention ignores the bias of its keys) is measured
+    against the largest of all.
+    """
+    overall = max(g.abs().max().item() for g in expected.values() if g is not None)
+    errors = {}
+    for name, want in expected.items():
+        if (want is None) != (actual[name] is None):
+            errors[name] = math.inf
+        elif want is not None:
+            own = want.abs().max().item()
+            scale = own if own > 1e-10 * overall else overall
+            errors[name] = ((actual[name] - want).abs().max() / scale).item()
+    return errors
