@@ -176,17 +176,21 @@ def attention_weights(model: LocalGPT, idx: Tensor) -> Tensor:
 
 
 def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
-    """Return attention weights (T x T, rows are queries) side by side, with the characters as ticks."""
-    figure, axes = plt.subplots(1, len(weights), figsize=(WIDTH, WIDTH / len(weights) + 0.4))
-    characters = [{"\n": "⏎", " ": "␣"}.get(character, character) for character in text]
-    for ax, (title, weight_TT) in zip(np.atleast_1d(axes), weights.items(), strict=True):
+    """Return attention weights (T x T, rows are queries), two maps to a row, with the characters as ticks."""
+    rows = (len(weights) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, (WIDTH / 2 - 0.3) * rows), squeeze=False)
+    characters = [{"\n": "⏎", " ": "·"}.get(character, character) for character in text]
+    size = "medium" if len(text) <= 16 else "x-small"
+    for ax in axes.flat[len(weights) :]:
+        ax.axis("off")
+    for ax, (title, weight_TT) in zip(axes.flat, weights.items(), strict=False):
         image = ax.imshow(weight_TT.detach().cpu().numpy(), cmap="cividis", vmin=0.0)
-        ax.set_xticks(range(len(text)), characters, fontsize="x-small")
-        ax.set_yticks(range(len(text)), characters, fontsize="x-small")
+        ax.set_xticks(range(len(text)), characters, fontsize=size)
+        ax.set_yticks(range(len(text)), characters, fontsize=size)
+        ax.tick_params(length=0)
         ax.grid(visible=False)
-        ax.set(title=title, xlabel="key")
+        ax.set(title=title, xlabel="key", ylabel="query")
         figure.colorbar(image, ax=ax, shrink=0.75)
-    np.atleast_1d(axes)[0].set_ylabel("query")
     return figure
 
 

@@ -120,7 +120,7 @@ def test_loss_over_a_field_marks_the_runs_without_a_loss(book):
 
 def test_attention_maps_have_the_characters_as_ticks():
     figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "␣", "⏎"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "·", "⏎"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
 
 
