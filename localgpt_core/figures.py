@@ -6,6 +6,7 @@ depends on colour alone. Losses are in nats per character on the whole validatio
 
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -118,7 +119,7 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         ax.plot(losses, [i] * len(losses), "|", color=look["color"], markersize=11, alpha=0.8)
         ax.errorbar(mean, i, xerr=half if half == half else None, color=look["color"], capsize=3)
         ax.plot(mean, i, marker=look["marker"], color=look["color"])
-        labels.append(results.labels[arm] + (f" ({failed} not finished)" if failed else ""))
+        labels.append(fill(results.labels[arm], 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=LOSS)
