@@ -365,6 +365,12 @@ def test_a_damaged_or_foreign_file_is_refused(folder, damage):
     assert_refused_and_the_rest_loaded(folder, path)
 
 
+@pytest.mark.parametrize(("damage", "field"), [("one field more", "more"), ("one field less", "curves")])
+def test_a_field_too_many_or_too_few_is_named(damage, field):
+    with pytest.raises(ValueError, match=rf"fields=\['{field}'\]: missing or unknown in a record"):
+        RunRecord.from_json(DAMAGES[damage])
+
+
 def test_a_renamed_record_is_refused(folder):
     path = toy_record(toy_spec(4)).write(folder).rename(folder / "my best run.json")
     assert_refused_and_the_rest_loaded(folder, path)
