@@ -73,13 +73,19 @@ def _look(i: int) -> dict[str, object]:
 def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
     """Draw the n-gram floors that fall inside the axes, each with its name."""
     low, high = sorted(ax.get_ylim() if horizontal else ax.get_xlim())
-    for name, loss in floors.items():
-        if low <= loss <= high:
-            line, place = (ax.axhline, (1.0, loss)) if horizontal else (ax.axvline, (loss, 1.0))
-            line(loss, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
-            side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
-            transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
-            ax.text(*place, f" {name} ", transform=transform, color="0.3", fontsize="small", **side)
+    transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
+    previous, lifted = -np.inf, False
+    for name, loss in sorted(floors.items(), key=lambda floor: floor[1]):
+        if not low <= loss <= high:
+            continue
+        line, place = (ax.axhline, (1.0, loss)) if horizontal else (ax.axvline, (loss, 1.0))
+        line(loss, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+        side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
+        # Beside each other, a name that would touch the one before it moves up by a line.
+        lifted = not horizontal and not lifted and loss - previous < 0.12 * (high - low)
+        text = f" {name} " + ("\n " if lifted else "")
+        ax.text(*place, text, transform=transform, color="0.3", fontsize="small", **side)
+        previous = loss
 
 
 def loss_curves(
@@ -118,7 +124,7 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         look = _look(i)
         ax.plot(losses, [i] * len(losses), "|", color=look["color"], markersize=11, alpha=0.8)
         ax.errorbar(mean, i, xerr=half if half == half else None, color=look["color"], capsize=3)
-        ax.plot(mean, i, marker=look["marker"], color=look["color"])
+        ax.plot(mean, i, marker=look["marker"], color=look["color"], markersize=7)
         labels.append(fill(results.labels[arm], 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
@@ -273,7 +279,7 @@ def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> F
         ax.grid(axis="y", visible=False)
     axes[0, 0].set_ylabel(title)
     axes[0, 0].invert_yaxis()
-    axes[0, -1].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -281,7 +287,8 @@ def _draw_for_readme(path: str) -> None:
     """Save the README's figure: what feedback alignment ends with, between backprop and a frozen body."""
     use_style()
     results = load_results("feedback-alignment")
-    figure = final_losses(results, list(results.labels), floors(load_corpus(results.suite.corpus)))
+    arms = ["bp", "frozen body", "fa gaussian", "fa orthogonal", "fa sparse", "fa ortho_he"]
+    figure = final_losses(results, arms, floors(load_corpus(results.suite.corpus)))
     figure.savefig(path)
 
 
