@@ -6,6 +6,7 @@ from cases import B, T, normal
 from reference import nearest
 
 from localgpt_core import FrozenSubspace, HardTopK, VQResidualDir
+from localgpt_core.bottlenecks import winners
 
 C, K = 6, 11
 
@@ -61,6 +62,36 @@ def test_top_k_of_a_transposed_input():
     y, grad = top_k(x, 2, normal(C, T, seed=1).T)
     dense = top_k(x.contiguous(), 2, normal(C, T, seed=1).T.contiguous())
     assert torch.equal(y, dense[0]) and torch.equal(grad, dense[1])
+
+
+def test_a_row_that_is_not_a_number_keeps_k_entries_and_spoils_no_other_row():
+    x = normal(T, C)
+    expected = top_k(x, 2, torch.ones_like(x))[0]
+    x[1, 3] = torch.nan
+    y, grad = top_k(x, 2, torch.ones_like(x))
+    assert grad.sum(-1).eq(2).all() and y[1].isnan().any()
+    others = torch.arange(T) != 1
+    assert torch.equal(y[others], expected[others])
+
+
+@pytest.mark.parametrize("shape", [(T, C), (B, T, C), (0, C)], ids=str)
+def test_the_selection_is_a_well_formed_operator(shape):
+    torch.library.opcheck(winners, (normal(*shape).abs(), 2))
+    torch.library.opcheck(winners, (torch.ones(shape), 2))
+
+
+# What torch.compile uses of PyTorch is partly deprecated by PyTorch.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_top_k_compiles_into_one_graph():
+    torch._dynamo.reset()
+    x, g = normal(B, T, C).requires_grad_(True), normal(B, T, C, seed=1)
+
+    def function(x):
+        return 3 * HardTopK.apply(torch.tanh(x), 2)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(function(x), x, g)
+    assert torch.equal(torch.autograd.grad(compiled(x), x, g)[0], expected)
 
 
 @pytest.mark.parametrize("k", [0, -1, C + 1, 2.0])
