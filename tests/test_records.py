@@ -392,6 +392,19 @@ def test_what_a_killed_process_leaves_behind_is_no_record(folder):
     assert problems == []
 
 
+def test_a_record_that_is_being_written_is_not_yet_a_record(folder, monkeypatch):
+    seen, problems, replace = [], [], os.replace
+
+    def look_first(source, target):
+        seen.append(load_records(folder, problems.append).keys())
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", look_first)
+    toy_record(toy_spec(4)).write(folder)
+    assert seen == [good_digests()] and problems == []
+    assert load_records(folder).keys() == good_digests() | {toy_spec(4).digest}
+
+
 @pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a")])
 def test_a_run_that_broke_down_never_hides_one_that_did_not(tmp_path, first, second):
     failed = toy_record(status="failed", final_val_loss=None, curves={})
