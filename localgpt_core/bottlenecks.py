@@ -15,7 +15,7 @@ UNSEEDED = 67280421310721
 
 def _winners_by_topk(magnitude: Tensor, k: int) -> Tensor:
     winners = magnitude.topk(k, dim=-1, sorted=False).indices
-    return torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, winners, True)
+    return magnitude.new_zeros(magnitude.shape, dtype=torch.bool).scatter_(-1, winners, True)
 
 
 @torch.library.custom_op("localgpt::winners", mutates_args=())
@@ -39,7 +39,7 @@ def winners(magnitude: Tensor, k: int) -> Tensor:
 
 @winners.register_fake
 def _(magnitude: Tensor, k: int) -> Tensor:
-    return torch.empty_like(magnitude, dtype=torch.bool)
+    return magnitude.new_empty(magnitude.shape, dtype=torch.bool)  # contiguous, like the kernel's
 
 
 class HardTopK(torch.autograd.Function):

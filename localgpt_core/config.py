@@ -10,7 +10,7 @@ from typing import Any
 
 from localgpt_core.rules import RuleOptions
 from localgpt_core.rules.base import option
-from localgpt_core.validation import require, require_choice, require_integer
+from localgpt_core.validation import require, require_choice, require_integer, require_types
 
 __all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "preset"]
 
@@ -108,6 +108,7 @@ class TrainConfig:
     compile: bool = option(False, "torch.compile the model")
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("steps", "batch_size", "eval_interval"):
             require_integer(name, getattr(self, name), 1)
         require_integer("seed", self.seed, 0)
@@ -162,19 +163,14 @@ def build(cls: type, values: dict[str, Any]) -> Any:
     """Return ``cls(**values)``, an unknown key raising ValueError with the known ones.
 
     Raises:
-        ValueError: For an unknown key, a value of another type than the field's, or a refused value.
+        ValueError: For an unknown key or a refused value.
     """
-    known = {item.name: item for item in fields(cls)}
-    for key, value in values.items():
-        require(key in known, "field", key, "allowed are " + ", ".join(sorted(known)))
-        default = known[key].default
-        if isinstance(default, bool) or isinstance(value, bool):
-            require(
-                isinstance(value, bool) and isinstance(default, bool), key, value, "must be true or false"
-            )
-        elif isinstance(default, float):
-            require(isinstance(value, int | float), key, value, "must be a number")
-            values = {**values, key: float(value)}
-        elif isinstance(default, str):
-            require(isinstance(value, str), key, value, "must be a string")
-    return cls(**values)
+    defaults = {item.name: item.default for item in fields(cls)}
+    for key in values:
+        require(key in defaults, "field", key, "allowed are " + ", ".join(sorted(defaults)))
+    return cls(**{key: _as_default(value, defaults[key]) for key, value in values.items()})
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """Return an integer as a float where the field is one: TOML and JSON write 1 for 1.0."""
+    return float(value) if type(value) is int and isinstance(default, float) else value

@@ -26,7 +26,6 @@ from localgpt_core.tables import interval
 __all__ = [
     "attention_maps",
     "attention_weights",
-    "feedback_paths",
     "final_losses",
     "live_curves",
     "loss_curves",
@@ -212,42 +211,6 @@ def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Map
     ax.set(xlabel="training step", ylabel=LOSS)
     ax.legend()
     _floors(ax, floors, horizontal=True)
-    return figure
-
-
-def feedback_paths() -> Figure:
-    """Return a drawing of two layers: the signal goes up, the error comes down, by each of two rules."""
-    figure, axes = plt.subplots(1, 2, figsize=(5.6, 4.6))
-    forward, backward = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
-    for ax, title, letter in zip(axes, ("backpropagation", "feedback alignment"), "WB", strict=True):
-        for level in (0, 1):
-            y = 1.5 + 3 * level
-            for x, text, colour, sign in (
-                (1, f"$W_{level + 1}^\\top$", forward, 1),
-                (3, f"${letter}_{level + 1}$", backward, -1),
-            ):
-                box = {
-                    "boxstyle": "round,pad=0.45",
-                    "facecolor": "white",
-                    "edgecolor": colour,
-                    "linewidth": 2,
-                }
-                box["linestyle"] = "-" if sign > 0 else "--"
-                arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
-                ax.annotate("", (x, y + sign * 1.15), (x, y - sign * 1.15), arrowprops=arrow)
-                ax.text(x, y, text, ha="center", va="center", fontsize=15, bbox=box)
-            if letter == "W":
-                ax.plot([1.6, 2.4], [y, y], ":", color="0.3", linewidth=2)
-            note, height = ("copy", y + 0.25) if letter == "W" else ("fixed", y - 0.1)
-            ax.text(2, height, note, ha="center", fontsize=12, color="0.3")
-        for y, up, down in ((0, "$x$", ""), (3, "$h$", f"$e\\,{letter}_2$"), (6, "$y$", "$e$")):
-            ax.text(1, y, up, ha="center", va="center", fontsize=15, color=forward)
-            ax.text(3, y, down, ha="center", va="center", fontsize=15, color=backward)
-        ax.text(1, -0.75, "signal", ha="center", fontsize=12, color=forward)
-        ax.text(3, -0.75, "error", ha="center", fontsize=12, color=backward)
-        ax.set(xlim=(0, 4), ylim=(-1, 6.5))
-        ax.set_title(title, fontsize=14)
-        ax.axis("off")
     return figure
 
 

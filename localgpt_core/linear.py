@@ -58,7 +58,9 @@ class LocalLinearFunction(torch.autograd.Function):
         x, weight, buffer = ctx.saved_tensors
         error = tap_error if ctx.has_tap else grad_output
         grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0] and error is not None:
+        if ctx.needs_input_grad[0]:
+            if error is None:
+                raise RuntimeError("no error reached this layer's tap: give it to publish_error")
             feedback = ctx.rule.feedback(weight, buffer)
             grad_input = error @ feedback.to(error.dtype)
         if grad_output is not None:

@@ -10,7 +10,7 @@ from localgpt_core.records import RunRecord
 from localgpt_core.suites import Suite
 from localgpt_core.validation import require
 
-__all__ = ["all_runs", "arm_table", "interval", "paired_difference", "suite_runs"]
+__all__ = ["all_runs", "arm_table", "estimate", "interval", "paired_difference", "show_table", "suite_runs"]
 
 COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest"]
 
@@ -96,3 +96,29 @@ def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[flo
     differences = (losses[arm] - losses[reference]).dropna().tolist()
     mean, half = interval(differences)
     return mean, half, len(differences)
+
+
+def estimate(mean: float, half: float, n: int, sign: str = "") -> str:
+    """Return ``"1.869 ± 0.037 (n = 3)"``; without a half-width only the mean. ``sign="+"`` shows the sign."""
+    spread = "" if math.isnan(half) else f" ± {half:.3f}"
+    return f"{mean:{sign}.3f}{spread} (n = {n})"
+
+
+class HTMLTable:
+    """A table that a notebook shows: readable aloud, with a caption and a heading for every column."""
+
+    def __init__(self, html: str) -> None:
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return "table"
+
+
+def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
+    """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page."""
+    style = frame.style.hide(axis="index").set_caption(caption).set_uuid(name)
+    html = style.to_html(table_attributes='class="dataframe"')
+    return HTMLTable(html.replace("<th ", '<th scope="col" '))

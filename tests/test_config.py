@@ -370,3 +370,20 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert learning_rate(110, config) == pytest.approx(0.2)
     assert learning_rate(0, TrainConfig(steps=1, warmup=0, lr=2.0)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("fa_grape", "x", "true or false"),
+        ("bias", None, "true or false"),
+        ("ste_gelu", 1, "true or false"),
+        ("dropout", "0.1", "a number"),
+        ("feedback_std", True, "a number"),
+        ("attn_mode", 3, "a string"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_however_it_is_given(field, value, kind):
+    for make in (lambda: LocalGPTConfig(**{field: value}), lambda: preset("tiny", {field: value})):
+        with pytest.raises(ValueError, match=f"{field}={value!r}: must be {kind}"):
+            make()

@@ -462,6 +462,14 @@ def test_a_tap_of_another_shape_is_refused(method):
         publish_error(normal(4, 8), taps)
 
 
+@pytest.mark.parametrize("method", OUTPUT)
+def test_a_tap_that_nobody_published_is_an_error_and_not_silence(method):
+    layer = make_layer(method=method)
+    y = layer(normal(4, 3).requires_grad_(True), [])
+    with pytest.raises(RuntimeError, match="no error reached this layer's tap"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("method", LOCAL)
 def test_a_local_error_leaves_no_taps(method):
     layer = make_layer(method=method)

@@ -5,8 +5,7 @@ import pytest
 import torch
 from toys import toy_corpus, toy_model, toy_record
 
-from localgpt_core import figures, results
-from localgpt_core.drawings import model_drawing
+from localgpt_core import drawings, figures, results
 from localgpt_core.model import LocalGPT
 from localgpt_core.results import book_folder, load_results
 from localgpt_core.suites import read_suite
@@ -144,7 +143,7 @@ def test_attention_weights_are_those_that_the_model_mixes_with(mode):
 
 
 def test_the_drawing_of_the_model_fills_the_boxes_of_its_local_linears():
-    left, right = model_drawing().axes
+    left, right = drawings.model_drawing().axes
     filled = {text.get_text() for text in left.texts if text.get_color() == "white"}
     assert filled == {"q, k, v", "o", "fc", "proj", "head"}
     assert "feedback" in [text.get_text() for text in right.texts]
@@ -156,7 +155,7 @@ def test_live_curves_leave_the_untrained_model_out():
 
 
 def test_the_drawing_copies_weights_under_backprop_only():
-    texts = [[text.get_text() for text in ax.texts] for ax in figures.feedback_paths().axes]
+    texts = [[text.get_text() for text in ax.texts] for ax in drawings.feedback_paths().axes]
     assert [ax.count("copy") for ax in texts] == [2, 0]
     assert "$B_2$" in texts[1] and "$B_2$" not in texts[0]
 

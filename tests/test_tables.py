@@ -2,10 +2,12 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from toys import toy_corpus, toy_record
 
+from localgpt_core import tables
 from localgpt_core.suites import read_suite
 from localgpt_core.tables import all_runs, arm_table, interval, paired_difference, suite_runs
 
@@ -165,3 +167,15 @@ def test_one_pair_has_no_interval_and_no_pair_no_mean(runs):
 def test_an_unknown_arm_is_refused(runs):
     with pytest.raises(ValueError, match="arm='dfa': allowed are alone, bp, broken, fa"):
         paired_difference(runs, "dfa", "bp")
+
+
+def test_an_estimate_in_words():
+    assert tables.estimate(1.8688, 0.0371, 3) == "1.869 ± 0.037 (n = 3)"
+    assert tables.estimate(0.5, float("nan"), 1, "+") == "+0.500 (n = 1)"
+
+
+def test_a_table_for_a_notebook_has_a_caption_and_a_scope_for_each_heading():
+    shown = tables.show_table(pd.DataFrame({"arm": ["bp"], "loss": ["1.87"]}), "What was measured.", "t1")
+    html = shown._repr_html_()
+    assert "<caption>What was measured.</caption>" in html and html.count('scope="col"') == 2
+    assert "bp" in html and repr(shown) == "table"

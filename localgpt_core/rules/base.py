@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from localgpt_core.validation import require, require_choice, require_integer
+from localgpt_core.validation import require, require_choice, require_integer, require_types
 
 __all__ = ["RULES", "LearningRule", "RuleOptions"]
 
@@ -69,6 +69,7 @@ class RuleOptions:
     fa_grape_head: bool = option(True, "align the output layer's feedback too")
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_choice("method", self.method, RULES)
         require_choice("fa_init_mode", self.fa_init_mode, FEEDBACK_INITS)
         require_integer("fa_sparse_k", self.fa_sparse_k, 0)

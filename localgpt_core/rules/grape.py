@@ -8,6 +8,7 @@ feedback. One gradient step reduces the mean over the probes of
 u and u_hat being y and y_hat divided by their norms. In expectation that gradient points from B to W, because
 E[v v^T] = I. With n probes in a space of dimension d the step that shrinks the misalignment fastest is
 n / (n + d + 1) of the way: the misalignment loses that share at every step, whatever the layer's size.
+A layer with a single output has no angle between y and y_hat, and is only scaled.
 
 The scale follows from the same probes: E|v W^T|^2 = |W|_F^2, so B is multiplied by |y| / |y_hat|. As B turns
 to W, numerator and denominator share their sampling error and the ratio becomes exact.
