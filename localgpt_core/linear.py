@@ -56,19 +56,19 @@ class LocalLinearFunction(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of (x, weight, bias)."""
         x, weight, buffer = ctx.saved_tensors
-        error = tap_error if ctx.has_tap else grad_output
         grad_input = grad_weight = grad_bias = None
+        if grad_output is not None:
+            grad_output = grad_output.reshape(-1, grad_output.shape[-1])
         if ctx.needs_input_grad[0]:
+            error = tap_error if ctx.has_tap else grad_output
             if error is None:
                 raise RuntimeError("no error reached this layer's tap: give it to publish_error")
-            feedback = ctx.rule.feedback(weight, buffer)
-            grad_input = error @ feedback.to(error.dtype)
-        if grad_output is not None:
-            flat_grad = grad_output.reshape(-1, grad_output.shape[-1])
-            if ctx.needs_input_grad[1]:
-                grad_weight = flat_grad.T @ x.reshape(-1, x.shape[-1])
-            if ctx.needs_input_grad[2]:
-                grad_bias = flat_grad.sum(dim=0)
+            feedback = ctx.rule.feedback(weight, buffer).to(error.dtype)
+            grad_input = (error.reshape(-1, error.shape[-1]) @ feedback).view(x.shape)
+        if ctx.needs_input_grad[1] and grad_output is not None:
+            grad_weight = grad_output.T @ x.reshape(-1, x.shape[-1])
+        if ctx.needs_input_grad[2] and grad_output is not None:
+            grad_bias = grad_output.sum(dim=0)
         return grad_input, grad_weight, grad_bias, None, None, None
 
 

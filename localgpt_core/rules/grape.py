@@ -39,14 +39,15 @@ def align_to_weight(
     estimate = probes @ feedback.T
     response_norm = response.norm(dim=1, keepdim=True)
     estimate_norm = estimate.norm(dim=1, keepdim=True)
-    direction = response / response_norm.clamp_min(tiny)
-    estimate = estimate / estimate_norm.clamp_min(tiny)
-    cosine = (direction * estimate).sum(dim=1, keepdim=True)
+    total, total_estimate = response_norm.norm(), estimate_norm.norm()
+    alive = (total > tiny) & (total_estimate > tiny)
 
-    scale = response_norm.norm() / estimate_norm.norm().clamp_min(tiny)
+    direction = response / response_norm.clamp_min(tiny)
+    estimate /= estimate_norm.clamp_min(tiny)
+    cosine = (direction * estimate).sum(dim=1, keepdim=True)
     rate = lr * n_probe / (n_probe + in_features + 1)
     # |v W^T| is |W|_F on average: it gives the unit-free direction the size of the weight.
-    size = response_norm.norm() / n_probe**0.5
-    step = (direction - cosine * estimate).T @ probes * (rate * size / n_probe)
-    alive = (response_norm.norm() > tiny) & (estimate_norm.norm() > tiny)
-    feedback.copy_(torch.where(alive, feedback * scale + step, feedback))
+    size = total / n_probe**0.5
+    direction.addcmul_(cosine, estimate, value=-1).mul_(alive * size * (rate / n_probe))
+    feedback.mul_(torch.where(alive, total / total_estimate, 1.0))
+    torch.addmm(feedback, direction.T, probes, out=feedback)
