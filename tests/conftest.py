@@ -1,8 +1,13 @@
 """What every test shares: one thread, a fixed seed, repeatable examples."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
+
+# A job that a shell put into the background ignores Ctrl-C, and so would everything that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
