@@ -32,7 +32,10 @@ __all__ = ["LocalLinear", "LocalLinearFunction", "publish_error"]
 
 
 class LocalLinearFunction(torch.autograd.Function):
-    """``apply(x, weight, bias, buffer, rule, tap_features) -> (y, tap)``; tap is None for a local error."""
+    """``apply(x, weight, bias, buffer, rule, tap_features) -> (y, tap)``; tap is None for a local error.
+
+    All tokens are rows here: x (N, in), y (N, out), tap (N, tap_features).
+    """
 
     @staticmethod
     def forward(
@@ -44,12 +47,12 @@ class LocalLinearFunction(torch.autograd.Function):
         rule: LearningRule,
         tap_features: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return y (..., out), and a tap (..., tap_features) if ``tap_features`` is given."""
+        """Return y, and a tap if ``tap_features`` is given."""
         ctx.rule = rule
         ctx.has_tap = tap_features is not None
         ctx.save_for_backward(x, None if rule.transports == "nothing" else weight, buffer)
         ctx.set_materialize_grads(False)
-        tap = x.new_zeros(()).expand(*x.shape[:-1], tap_features) if ctx.has_tap else None
+        tap = x.new_zeros(()).expand(len(x), tap_features) if ctx.has_tap else None
         return functional.linear(x, weight, bias), tap
 
     @staticmethod
@@ -57,18 +60,16 @@ class LocalLinearFunction(torch.autograd.Function):
         """Return the gradients of (x, weight, bias)."""
         x, weight, buffer = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
-        if grad_output is not None:
-            grad_output = grad_output.reshape(-1, grad_output.shape[-1])
         if ctx.needs_input_grad[0]:
             error = tap_error if ctx.has_tap else grad_output
             if error is None:
                 raise RuntimeError("no error reached this layer's tap: give it to publish_error")
-            feedback = ctx.rule.feedback(weight, buffer).to(error.dtype)
-            grad_input = (error.reshape(-1, error.shape[-1]) @ feedback).view(x.shape)
-        if ctx.needs_input_grad[1] and grad_output is not None:
-            grad_weight = grad_output.T @ x.reshape(-1, x.shape[-1])
-        if ctx.needs_input_grad[2] and grad_output is not None:
-            grad_bias = grad_output.sum(dim=0)
+            grad_input = error @ ctx.rule.feedback(weight, buffer).to(error.dtype)
+        if grad_output is not None:
+            if ctx.needs_input_grad[1]:
+                grad_weight = grad_output.T @ x
+            if ctx.needs_input_grad[2]:
+                grad_bias = grad_output.sum(dim=0)
         return grad_input, grad_weight, grad_bias, None, None, None
 
 
@@ -169,8 +170,9 @@ class LocalLinear(nn.Linear):
 
     def align_feedback(self, *key: int | str) -> None:
         """Let the rule move its feedback, once per training step; random draws depend on ``key`` only."""
-        source = generator(*key, device=self.weight.device)
-        self.rule.align(self.weight, self.buffer, self.is_output, source)
+        if self.rule.aligns:
+            source = generator(*key, device=self.weight.device)
+            self.rule.align(self.weight, self.buffer, self.is_output, source)
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Return y (..., out) for x (..., in).
@@ -191,10 +193,11 @@ class LocalLinear(nn.Linear):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        y, tap = LocalLinearFunction.apply(x, weight, bias, self.buffer, self.rule, self.tap_features)
+        rows, leading = x.reshape(-1, x.shape[-1]), x.shape[:-1]
+        y, tap = LocalLinearFunction.apply(rows, weight, bias, self.buffer, self.rule, self.tap_features)
         if tap is not None:
-            taps.append(tap)
-        return y
+            taps.append(tap.view(*leading, self.tap_features))
+        return y.view(*leading, self.out_features)
 
     def extra_repr(self) -> str:
         """Return what ``print(layer)`` shows: the sizes and the rule."""

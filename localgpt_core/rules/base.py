@@ -120,6 +120,11 @@ class LearningRule:
     def __init__(self, options: RuleOptions) -> None:
         self.options = options
 
+    @property
+    def aligns(self) -> bool:
+        """Whether `align` has anything to do."""
+        return False
+
     def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
         """Return the buffer at its start, in the dtype and on the device of ``weight`` (out x in).
 

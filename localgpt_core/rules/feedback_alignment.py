@@ -31,6 +31,11 @@ class FeedbackAlignment(LearningRule):
         }
     )
 
+    @property
+    def aligns(self) -> bool:
+        """Whether the feedback follows the weight: with ``fa_grape``."""
+        return self.options.fa_grape
+
     def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
         """Return ``B`` at its start; ``error_features`` is ``out_features`` for a local error."""
         return initial_feedback(self.options, error_features, weight, generator)
@@ -43,7 +48,7 @@ class FeedbackAlignment(LearningRule):
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:
         """With ``fa_grape``, turn ``B`` towards ``W`` by one step on fresh forward probes."""
-        if self.options.fa_grape and (self.options.fa_grape_head or not is_output):
+        if self.options.fa_grape_head or not is_output:
             align_to_weight(
                 weight, buffer, self.options.fa_grape_n_probe, self.options.fa_grape_lr, generator
             )
