@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import toy_record, toy_text
+from toys import interrupt_after, toy_record, toy_text
 
 from localgpt_core import cli as cli_module
-from localgpt_core import run_state
 from localgpt_core.checkpoints import load_checkpoint
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
@@ -61,18 +59,6 @@ def cli(tmp_path, monkeypatch, capsys):
         return exit.value.code or 0, out, err
 
     return run
-
-
-def interrupt_after(monkeypatch, step):
-    original = run_state.training_step
-
-    def interrupted(*args):
-        loss = original(*args)
-        if args[-1] + 1 == step:
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
-    monkeypatch.setattr(run_state, "training_step", interrupted)
 
 
 # train

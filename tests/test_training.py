@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch.nn import functional
-from toys import toy_corpus, toy_model, toy_spec, toy_text, toy_train
+from toys import interrupt_after, toy_corpus, toy_model, toy_spec, toy_text, toy_train
 
 from localgpt_core import run_state, steps, training
 from localgpt_core.checkpoints import load_checkpoint
@@ -282,19 +282,6 @@ def uninterrupted(tmp_path_factory):
         result = train(RESUMED, toy_train(lr=1e-2), toy_corpus(), checkpoint=path)
     assert result.curves["step"] == [3, 6, 9, 12, 15, 18, 20]
     return result, load_checkpoint(path)
-
-
-def interrupt_after(monkeypatch, step):
-    """Press Ctrl-C during the step that ends at ``step``."""
-    original = steps.training_step
-
-    def interrupted(*args):
-        loss = original(*args)
-        if args[-1] + 1 == step:
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
-    monkeypatch.setattr(run_state, "training_step", interrupted)
 
 
 def interrupt_at_report(step, key):

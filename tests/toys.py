@@ -1,8 +1,10 @@
 """Small texts, configurations and records that the tests of training, records and commands share."""
 
+import signal
 from dataclasses import replace
 from functools import cache
 
+from localgpt_core import run_state
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.records import RunRecord
@@ -72,3 +74,16 @@ def toy_record(spec: RunSpec | None = None, **changes) -> RunRecord:
         provenance={"command": "localgpt", "start": "2026-01-01T00:00:00+00:00"},
     )
     return replace(record, **changes)
+
+
+def interrupt_after(monkeypatch, step):
+    """Press Ctrl-C during the step that ends at ``step``."""
+    original = run_state.training_step
+
+    def interrupted(*args):
+        loss = original(*args)
+        if args[-1] + 1 == step:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(run_state, "training_step", interrupted)
