@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
+from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir, keep_winners
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.exact import MaybeExact
+from localgpt_core.feedback_points import FeedbackPoint
 from localgpt_core.linear import LocalLinear
+from localgpt_core.rules import RuleOptions
 from localgpt_core.surrogates import (
     GELUSTE,
     LayerNormProjectedSurrogate,
@@ -29,8 +32,17 @@ Cache = dict[str, Tensor]
 
 
 def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
-    """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
-    return LocalLinear(in_features, out_features, config.bias, config, error_features=config.vocab_size)
+    """Return a layer of the body: its output error, where the rule wants it, is that of the logits.
+
+    Between the feedback points of a coarser granularity the backward pass is exact.
+    """
+    options = config if config.dfa_granularity == "layer" else RuleOptions()
+    return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
+
+
+def feedback_point(config: LocalGPTConfig) -> FeedbackPoint:
+    """Return a place in the residual stream where the output's error comes in."""
+    return FeedbackPoint(config.n_embd, config.vocab_size, config, config.dfa_norm)
 
 
 def layer_norm(config: LocalGPTConfig) -> nn.Module:
@@ -42,7 +54,7 @@ def layer_norm(config: LocalGPTConfig) -> nn.Module:
     return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
 
 
-class Attention(nn.Module):
+class Attention(MaybeExact, nn.Module):
     """Causal multi-head attention, softmax or sigmoid."""
 
     def __init__(self, config: LocalGPTConfig) -> None:
@@ -83,18 +95,21 @@ class Attention(nn.Module):
         if self.config.attn_mode == "softmax":
             scores = ((q * scale) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
             if self.config.fuse_attn_local:
+                if self.exact:
+                    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
                 return SoftmaxValueMixLocalFn.apply(scores, v)
             weights = torch.softmax(scores, dim=-1)
         else:
             scores = (q * scale) @ k.transpose(-2, -1) + self.sig_bias
-            sigmoid = SigmoidSTE.apply if self.config.ste_sigmoid else torch.sigmoid
+            skipped = self.config.ste_sigmoid and not self.exact
+            sigmoid = SigmoidSTE.apply if skipped else torch.sigmoid
             # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
             weights = sigmoid(scores).masked_fill(future, 0.0)
         weights = functional.dropout(weights, self.config.dropout, self.training)
         return weights.to(v.dtype) @ v
 
 
-class MLP(nn.Module):
+class MLP(MaybeExact, nn.Module):
     """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
 
     def __init__(self, config: LocalGPTConfig) -> None:
@@ -105,14 +120,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return the transformed tokens (B, T, C)."""
-        gelu = GELUSTE.apply if self.config.ste_gelu else functional.gelu
+        gelu = GELUSTE.apply if self.config.ste_gelu and not self.exact else functional.gelu
         hidden = gelu(self.fc(x, taps))
         if self.config.mlp_topk:
-            hidden = HardTopK.apply(hidden, self.config.mlp_topk)
+            top_k = keep_winners if self.exact else HardTopK.apply
+            hidden = top_k(hidden, self.config.mlp_topk)
         return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
 
 
-class Block(nn.Module):
+class Block(MaybeExact, nn.Module):
     """One pre-norm block and the bottlenecks at its end."""
 
     def __init__(self, config: LocalGPTConfig) -> None:
@@ -129,18 +145,27 @@ class Block(nn.Module):
             self.vq = VQResidualDir(config.n_embd, config.vq_codes)
         if config.subspace_rank:
             self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
+        if config.dfa_granularity == "sublayer":
+            self.feedback_attn = feedback_point(config)
+        if config.dfa_granularity != "layer":
+            self.feedback = feedback_point(config)
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the residual stream after the block, (B, T, C)."""
         gated = self.config.gated_blocks
         y = self.attn(self.ln1(x), taps, cache)
         x = x + (self.alpha_attn * y if gated else y)
+        if self.config.dfa_granularity == "sublayer":
+            x = self.feedback_attn(x, taps)
         y = self.mlp(self.ln2(x), taps)
         x = x + (self.alpha_mlp * y if gated else y)
         if self.config.resid_topk:
-            x = HardTopK.apply(x, self.config.resid_topk)
+            top_k = keep_winners if self.exact else HardTopK.apply
+            x = top_k(x, self.config.resid_topk)
         if self.config.vq_codes:
             x = self.vq(x)
         if self.config.subspace_rank:
             x = self.subspace(x)
+        if self.config.dfa_granularity != "layer":
+            x = self.feedback(x, taps)
         return x

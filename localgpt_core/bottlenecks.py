@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.exact import MaybeExact
 from localgpt_core.validation import require_integer
 
-__all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir"]
+__all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir", "keep_winners"]
 
 # The state an unseeded torch.Generator starts from, which is what gives every block the same codebook.
 UNSEEDED = 67280421310721
@@ -68,6 +69,11 @@ class HardTopK(torch.autograd.Function):
         return torch.where(mask, grad_output, 0.0), None
 
 
+def keep_winners(x: Tensor, k: int) -> Tensor:
+    """Return `HardTopK` of x by an operation that torch differentiates itself, in forward mode too."""
+    return x * winners(x.detach().abs(), k)
+
+
 class _NearestDirection(torch.autograd.Function):
     """``apply(h, codebook)``: |h| times the nearest code; identity backward."""
 
@@ -81,7 +87,7 @@ class _NearestDirection(torch.autograd.Function):
         return grad_output, None
 
 
-class VQResidualDir(nn.Module):
+class VQResidualDir(MaybeExact, nn.Module):
     """Replace each token's direction by the nearest of ``n_codes`` frozen ones and keep its norm.
 
     out = |h| c_k with k = argmax_k <h, c_k>, the code of largest cosine, since all codes have norm 1. The
@@ -111,6 +117,8 @@ class VQResidualDir(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the quantised tokens, shaped like h (..., d_model)."""
+        if self.exact:
+            return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
         return _NearestDirection.apply(h, self.codebook)
 
 

@@ -84,7 +84,8 @@ class Checkpoint:
 
 
 def _trained_names(model: LocalGPT, optimizer: torch.optim.Optimizer) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # Feedback that takes the same steps as its weight is a buffer in the optimiser.
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from localgpt_core.rules import RuleOptions
+from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.rules.base import option
 from localgpt_core.validation import require, require_choice, require_integer, require_types
 
@@ -16,6 +16,7 @@ __all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "preset"]
 
 ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
+GRANULARITIES = ("layer", "sublayer", "block")
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected")
 PRECISIONS = ("float64", "float32", "bfloat16")
 
@@ -49,6 +50,10 @@ class LocalGPTConfig(RuleOptions):
     vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off")
     subspace_rank: int = option(0, "rank of a frozen subspace at each block's end; 0 = off")
     gated_blocks: bool = option(False, "a learned scalar gate per block and sublayer")
+    dfa_granularity: str = option(
+        "layer", "where the output's error comes in: at every " + ", ".join(GRANULARITIES)
+    )
+    dfa_norm: bool = option(False, "between blocks, let it in through the derivative of a LayerNorm")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +77,14 @@ class LocalGPTConfig(RuleOptions):
         else:
             allowed = "needs attn_mode='softmax'"
             require(not self.fuse_attn_local, "fuse_attn_local", self.fuse_attn_local, allowed)
+        require_choice("dfa_granularity", self.dfa_granularity, GRANULARITIES)
+        if RULES[self.method].error != "output":
+            users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
+            allowed = f"has no effect with method={self.method!r}; needs method {users}"
+            require(self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
+        if self.dfa_granularity == "layer":
+            allowed = "needs dfa_granularity='sublayer' or 'block'"
+            require(not self.dfa_norm, "dfa_norm", self.dfa_norm, allowed)
         require_integer("mlp_topk", self.mlp_topk, 0, 4 * self.n_embd)
         require_integer("resid_topk", self.resid_topk, 0, self.n_embd)
         require_integer("vq_codes", self.vq_codes, 0)
@@ -79,6 +92,13 @@ class LocalGPTConfig(RuleOptions):
         if self.fa_init_mode == "sparse":
             # The narrowest layer input is n_embd wide.
             require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
+
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every backward pass is the true derivative: backpropagation without surrogates."""
+        skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0
+        return self.method == "bp" and not skips and self.ln_mode in ("bp", "projected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +124,7 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping")
     eval_interval: int = option(250, "steps between evaluations on the whole validation split")
     freeze_body: bool = option(False, "control: train embeddings and head only")
+    anchor_interval: int = option(0, "every how many steps one is backpropagation (an anchor); 0 = never")
     precision: str = option("float32", "float32, bfloat16 (autocast) or float64 (parameters)")
     compile: bool = option(False, "torch.compile the model")
 
@@ -113,6 +134,7 @@ class TrainConfig:
             require_integer(name, getattr(self, name), 1)
         require_integer("seed", self.seed, 0)
         require_integer("warmup", self.warmup, 0)
+        require_integer("anchor_interval", self.anchor_interval, 0)
         require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "must be positive and finite")
         for name in ("min_lr_ratio", "beta1", "beta2"):
             value = getattr(self, name)

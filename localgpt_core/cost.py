@@ -5,6 +5,7 @@ import resource
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,20 +14,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from localgpt_core.exact import exact_derivatives
 from localgpt_core.model import LocalGPT
 
 __all__ = ["peak_memory_mib", "peak_step_bytes", "step_flops"]
 
 
-def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
+def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
     """Return the matmul FLOPs of one training step: alignment of the feedback, forward and backward pass.
 
     Counted by ``torch.utils.flop_counter`` (a multiply-add is 2 FLOPs) on a copy: ``model`` is untouched.
+    ``anchor`` counts a step of backpropagation instead of one of the model's rule.
     """
     model = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        model.align_feedback("flops")
-        model(idx, targets)[1].backward()
+        model.align_feedback("flops", idx=idx)
+        with exact_derivatives(model) if anchor else nullcontext():
+            model(idx, targets)[1].backward()
     return counter.get_total_flops()
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.feedback import HoldsFeedback, Perturbation
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
-from localgpt_core.seeds import generator
 from localgpt_core.validation import require, require_integer
 
 __all__ = ["LocalLinear", "LocalLinearFunction", "publish_error"]
@@ -99,7 +99,7 @@ def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
     return _PublishError.apply(logits, *taps) if taps else logits
 
 
-class LocalLinear(nn.Linear):
+class LocalLinear(HoldsFeedback, nn.Linear):
     """A linear layer ``y = x W^T + b`` whose backward pass follows a selectable learning rule.
 
     Args:
@@ -151,28 +151,10 @@ class LocalLinear(nn.Linear):
             error_features is not None or not uses_output_error, "error_features", error_features, allowed
         )
         self.tap_features = error_features if uses_output_error else None
-        if self.rule.buffer_name is not None:
-            self.register_buffer(self.rule.buffer_name, None)
-            seed = options.feedback_seed
-            self.reset_feedback(int(torch.randint(2**62, ())) if seed is None else seed)
+        self._register_feedback(options)
 
-    @property
-    def buffer(self) -> Tensor | None:
-        """The rule's buffer: its feedback matrix or scale; None if the rule has none."""
-        return None if self.rule.buffer_name is None else getattr(self, self.rule.buffer_name)
-
-    def reset_feedback(self, *key: int | str) -> None:
-        """Draw the feedback anew: a pure function of ``key``, the shape and, for a scale, the weight."""
-        if self.rule.buffer_name is not None:
-            width = self.tap_features or self.out_features
-            buffer = self.rule.initial_buffer(self.weight, width, generator(*key))
-            setattr(self, self.rule.buffer_name, buffer)
-
-    def align_feedback(self, *key: int | str) -> None:
-        """Let the rule move its feedback, once per training step; random draws depend on ``key`` only."""
-        if self.rule.aligns:
-            source = generator(*key, device=self.weight.device)
-            self.rule.align(self.weight, self.buffer, self.is_output, source)
+    def _weight(self) -> Tensor:
+        return self.weight
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Return y (..., out) for x (..., in).
@@ -183,7 +165,9 @@ class LocalLinear(nn.Linear):
         Raises:
             ValueError: If the rule needs ``taps`` and there are none.
         """
-        if not torch.is_grad_enabled():
+        if isinstance(taps, Perturbation):
+            x = taps.perturb(self, x)
+        if self.exact or not torch.is_grad_enabled():
             return functional.linear(x, self.weight, self.bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")

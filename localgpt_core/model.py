@@ -20,6 +20,8 @@ from torch.nn import functional
 
 from localgpt_core.blocks import Block, Cache, layer_norm
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.feedback import HoldsFeedback, Perturbation
+from localgpt_core.jacobian import jvp_estimates
 from localgpt_core.linear import LocalLinear, publish_error
 from localgpt_core.seeds import generator
 from localgpt_core.validation import require
@@ -50,8 +52,8 @@ class LocalGPT(nn.Module):
         self.head = LocalLinear(config.n_embd, config.vocab_size, False, config, is_output=True)
         self._init_weights(generator(seed, "weights"))
         feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
-        for index, layer in enumerate(self.local_linears()):
-            layer.reset_feedback(feedback_seed, "feedback", index)
+        for index, place in enumerate(self.feedback_places()):
+            place.reset_feedback(feedback_seed, "feedback", index)
         if config.freeze_emb:
             self.tok_emb.requires_grad_(False)
             self.pos_emb.requires_grad_(False)
@@ -71,6 +73,16 @@ class LocalGPT(nn.Module):
         """Yield every linear layer, the head last."""
         return (module for module in self.modules() if isinstance(module, LocalLinear))
 
+    def feedback_places(self) -> Iterator[HoldsFeedback]:
+        """Yield every linear layer and every feedback point between blocks, the head last."""
+        return (module for module in self.modules() if isinstance(module, HoldsFeedback))
+
+    def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield each trained weight with the feedback matrix that takes the same steps, where a rule has one."""
+        for layer in self.local_linears():
+            if layer.rule.mirrors_gradient and layer.weight.requires_grad:
+                yield layer.weight, layer.buffer
+
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
 
@@ -84,7 +96,9 @@ class LocalGPT(nn.Module):
             return logits, None
         return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
-    def _logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
+    def _logits(
+        self, idx: Tensor, caches: list[Cache] | None = None, perturbation: Perturbation | None = None
+    ) -> Tensor:
         """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
         start = caches[0]["k"].shape[2] if caches and caches[0] else 0
         end = start + idx.shape[1]
@@ -92,15 +106,32 @@ class LocalGPT(nn.Module):
         require(end <= self.config.block_size, "T", end, allowed)
         x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
         x = functional.dropout(x, self.config.dropout, self.training)
-        taps: list[Tensor] = []
+        taps: list[Tensor] = [] if perturbation is None else perturbation
         for i, block in enumerate(self.blocks):
             x = block(x, taps, None if caches is None else caches[i])
-        return publish_error(self.head(self.ln_f(x)), taps)
+        return publish_error(self.head(self.ln_f(x), taps), taps)
 
-    def align_feedback(self, *key: int | str) -> None:
-        """Let every layer's rule move its feedback, once per training step; draws depend on ``key`` only."""
-        for index, layer in enumerate(self.local_linears()):
-            layer.align_feedback(*key, index)
+    def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:
+        """Let every place's rule move its feedback, once per training step; draws depend on ``key`` only.
+
+        ``idx`` (B, T) are tokens, without their targets, for a rule that aligns to the network's Jacobian.
+
+        Raises:
+            ValueError: If such a rule gets none.
+        """
+        to_network = {place for place in self.feedback_places() if place.rule.aligns == "network"}
+        if not self.config.fa_grape_head:
+            to_network.discard(self.head)
+        if to_network:
+            require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
+
+            def forward(perturbation: Perturbation) -> Tensor:
+                return self._logits(idx, perturbation=perturbation)
+
+            for place, estimate in jvp_estimates(self, forward, to_network, *key).items():
+                place.rule.align_to_jacobian(place.buffer, estimate)
+        for index, place in enumerate(self.feedback_places()):
+            place.align_feedback(*key, index)
 
     def num_params(self) -> int:
         """Return the number of parameters, embeddings included."""

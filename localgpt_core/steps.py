@@ -9,7 +9,7 @@ sizes and constants of the presets are nanoGPT's.
 """
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from localgpt_core.batches import windows
 from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.exact import exact_derivatives
 from localgpt_core.model import LocalGPT
 from localgpt_core.seeds import seed_from
+from localgpt_core.validation import require
 
-__all__ = ["build_model", "build_optimizer", "evaluate", "learning_rate", "training_step"]
+__all__ = ["build_model", "build_optimizer", "evaluate", "is_anchor", "learning_rate", "training_step"]
 
 EVAL_TOKENS = 16384
 
@@ -32,7 +34,12 @@ def build_model(
 
     Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
     embeddings and the head are left to learn.
+
+    Raises:
+        ValueError: For anchor steps of a model whose every step is exact.
     """
+    anchors, allowed = train_config.anchor_interval, "has no effect where every derivative is exact"
+    require(not (anchors and model_config.is_exact), "anchor_interval", anchors, allowed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(train_config.seed, "model"))
         model = LocalGPT(model_config)
@@ -44,11 +51,15 @@ def build_model(
     return model.to(device)
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trained parameters, with weight decay on matrices only."""
+def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trained parameters, with weight decay on matrices only.
+
+    Feedback that takes the same steps as its weight (Kolen-Pollack) is there beside the weights.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2] + [feedback for _, feedback in model.mirrored()]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": matrices, "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
@@ -61,6 +72,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
     return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * cosine)
+
+
+def is_anchor(step: int, config: TrainConfig) -> bool:
+    """Return whether ``step``, counted from 0, is an anchor: every ``anchor_interval``-th step is."""
+    return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
 
 
 def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager:
@@ -101,18 +117,21 @@ def training_step(
 ) -> Tensor:
     """Take step ``step`` and return its loss, detached, without waiting for the device.
 
-    ``model`` may be the compiled form of a `LocalGPT`.
+    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation.
     """
     torch.manual_seed(seed_from(config.seed, "dropout", step))
-    model.align_feedback(config.seed, "probes", step)
+    model.align_feedback(config.seed, "probes", step, idx=idx)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
-    with _precision(config, idx.device):
-        _, loss = model(idx, targets)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    with exact_derivatives(model) if is_anchor(step, config) else nullcontext():
+        with _precision(config, idx.device):
+            _, loss = model(idx, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
     if config.grad_clip:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(trained, config.grad_clip)
+    for weight, feedback in model.mirrored():
+        feedback.grad = weight.grad
     optimizer.step()
     return loss.detach()

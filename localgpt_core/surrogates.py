@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.exact import MaybeExact
 from localgpt_core.validation import require_choice
 
 __all__ = [
@@ -80,7 +81,7 @@ class GELUSTE(torch.autograd.Function):
         return grad_output
 
 
-class LayerNormSTE(nn.Module):
+class LayerNormSTE(MaybeExact, nn.Module):
     """LayerNorm over the last dimension whose backward pass is the identity.
 
     gamma and beta (``ln.weight``, ``ln.bias``) sit inside the skipped path: they receive no gradient and
@@ -93,9 +94,28 @@ class LayerNormSTE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
+        if self.exact:
+            return self.ln(x)
         with torch.no_grad():
             y = self.ln(x)
         return StraightThrough.apply(x, y.to(x.dtype))
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z = (x - mean) / sigma over the last dimension and 1 / sigma, in float32 for half inputs."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+    inverse_sigma = torch.rsqrt(variance + EPS)
+    return (wide - mean) * inverse_sigma, inverse_sigma
+
+
+def normalise_backward(grad_output: Tensor, z: Tensor | None, inverse_sigma: Tensor) -> Tensor:
+    """Return (v - mean v - z mean(v z)) / sigma for v = ``grad_output``; without its last term if z is None."""
+    v = grad_output.to(inverse_sigma.dtype)
+    centred = v - v.mean(dim=-1, keepdim=True)
+    if z is not None:
+        centred = centred - z * (v * z).mean(dim=-1, keepdim=True)
+    return (centred * inverse_sigma).to(grad_output.dtype)
 
 
 class _NormaliseFunction(torch.autograd.Function):
@@ -103,24 +123,16 @@ class _NormaliseFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, projected: bool) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
-        inverse_sigma = torch.rsqrt(variance + EPS)
-        z = (wide - mean) * inverse_sigma
+        z, inverse_sigma = normalise(x)
         ctx.save_for_backward(z if projected else None, inverse_sigma)
         return z.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
-        z, inverse_sigma = ctx.saved_tensors
-        v = grad_output.to(inverse_sigma.dtype)
-        centred = v - v.mean(dim=-1, keepdim=True)
-        if z is not None:
-            centred = centred - z * (v * z).mean(dim=-1, keepdim=True)
-        return (centred * inverse_sigma).to(grad_output.dtype), None
+        return normalise_backward(grad_output, *ctx.saved_tensors), None
 
 
-class LayerNormProjectedSurrogate(nn.Module):
+class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
     """LayerNorm z gamma + beta with a chosen backward rule for z; gamma and beta get their true gradients.
 
     The variance is biased, eps is 1e-5, and the statistics of half-precision inputs are taken in float32.
@@ -145,6 +157,8 @@ class LayerNormProjectedSurrogate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
+        if self.exact:
+            return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias_param, EPS)
         return _NormaliseFunction.apply(x, self.mode == "projected") * self.weight + self.bias_param
 
 

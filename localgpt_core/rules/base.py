@@ -27,6 +27,15 @@ from localgpt_core.validation import require, require_choice, require_integer, r
 __all__ = ["RULES", "LearningRule", "RuleOptions"]
 
 FEEDBACK_INITS = ("gaussian", "orthogonal", "ortho_he", "sparse")
+PROBE_UPDATES = ("cosine", "kaczmarz")
+JVP_UPDATES = ("grape", "fdfa")
+SIGN_MAGNITUDES = ("uniform", "random")
+
+# Options that belong together: a rule names the groups it uses.
+START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedback_seed"})
+PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
+JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate"})
+GRAPE_OPTIONS = ("fa_grape_head", "fa_grape_start", *sorted(PROBE_OPTIONS), *sorted(JVP_OPTIONS))
 
 # Filled by rules/__init__.py, one line a rule.
 RULES: dict[str, type["LearningRule"]] = {}
@@ -49,10 +58,21 @@ class RuleOptions:
         fa_sparse_k: Non-zeros per row for ``fa_init_mode="sparse"``; 0 means ``max(1, in_features // 16)``.
         feedback_std: Entry RMS of the feedback at its start (``ortho_he`` brings its own).
         feedback_seed: Seed of the feedback; None draws it from the same source as the weights.
-        fa_grape: Align the feedback by forward probes once per training step (GrAPE).
-        fa_grape_n_probe: Probes per layer and step.
-        fa_grape_lr: Step of the alignment, relative to the step that is optimal for Gaussian probes.
+        fa_grape: Align the feedback once per training step, from forward passes only (GrAPE): layer by layer
+            under ``fa``, to the network's Jacobian under ``dfa``.
         fa_grape_head: Whether the output layer's feedback is aligned as well.
+        fa_grape_start: Alignment steps before the first weight step.
+        fa_grape_n_probe: Probes per layer and step, under ``fa``.
+        fa_grape_update: What a layer does with its probes, under ``fa``: ``"cosine"``, a gradient step on
+            1 - cos, or ``"kaczmarz"``, the smallest change that explains them.
+        fa_grape_lr: Step of the update, relative to the best one for Gaussian probes (``"cosine"``) or to a
+            full projection (``"kaczmarz"``).
+        jvp_update: What a feedback matrix does with the estimate of the Jacobian, under ``dfa``: ``"grape"``,
+            a gradient step on 1 - cos of each column, or ``"fdfa"``, a running mean.
+        jvp_rate: Size of that step, or weight of the newest estimate in the mean.
+        sign_magnitude: Magnitudes under ``sign_sym``: ``"uniform"`` or ``"random"``, drawn once.
+        mirror_n_probe: White-noise inputs per layer and step, under ``wm``.
+        mirror_rate: Weight of the newest correlation in the mirrored feedback, under ``wm``.
 
     Raises:
         ValueError: For an unknown name, a value out of range, or an option that the rule does not use.
@@ -63,10 +83,17 @@ class RuleOptions:
     fa_sparse_k: int = option(0, "non-zeros per feedback row in mode sparse; 0 = in_features // 16")
     feedback_std: float = option(0.02, "entry RMS of the feedback at its start")
     feedback_seed: int | None = option(None, "seed of the feedback; default: follows the run's seed")
-    fa_grape: bool = option(False, "align the feedback each step by forward probes (GrAPE)")
-    fa_grape_n_probe: int = option(32, "probes per layer and step")
-    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one for Gaussian probes")
+    fa_grape: bool = option(False, "align the feedback each step by forward passes (GrAPE)")
     fa_grape_head: bool = option(True, "align the output layer's feedback too")
+    fa_grape_start: int = option(0, "alignment steps before the first weight step")
+    fa_grape_n_probe: int = option(32, "probes per layer and step (fa)")
+    fa_grape_update: str = option("cosine", "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa)")
+    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one for Gaussian probes (fa)")
+    jvp_update: str = option("grape", "use of the Jacobian's estimate: " + ", ".join(JVP_UPDATES) + " (dfa)")
+    jvp_rate: float = option(0.05, "weight of the newest estimate of the Jacobian (dfa)")
+    sign_magnitude: str = option("uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES))
+    mirror_n_probe: int = option(32, "white-noise inputs per layer and step (wm)")
+    mirror_rate: float = option(0.1, "weight of the newest correlation in the mirrored feedback (wm)")
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -77,8 +104,15 @@ class RuleOptions:
         require(0 < self.feedback_std < float("inf"), "feedback_std", self.feedback_std, allowed)
         if self.feedback_seed is not None:
             require_integer("feedback_seed", self.feedback_seed, 0)
-        require_integer("fa_grape_n_probe", self.fa_grape_n_probe, 1)
+        require_choice("fa_grape_update", self.fa_grape_update, PROBE_UPDATES)
+        require_choice("jvp_update", self.jvp_update, JVP_UPDATES)
+        require_choice("sign_magnitude", self.sign_magnitude, SIGN_MAGNITUDES)
+        require_integer("fa_grape_start", self.fa_grape_start, 0)
+        for name in ("fa_grape_n_probe", "mirror_n_probe"):
+            require_integer(name, getattr(self, name), 1)
         require(0 < self.fa_grape_lr <= 2, "fa_grape_lr", self.fa_grape_lr, "must be in (0, 2]")
+        for name in ("jvp_rate", "mirror_rate"):
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must be in (0, 1]")
         for item in fields(RuleOptions):
             value = getattr(self, item.name)
             if value != item.default and item.name != "method":
@@ -92,9 +126,13 @@ class RuleOptions:
             default = RuleOptions.feedback_std
             require(self.feedback_std == default, "feedback_std", self.feedback_std, allowed)
         if not self.fa_grape:
-            for name in ("fa_grape_n_probe", "fa_grape_lr", "fa_grape_head"):
+            for name in GRAPE_OPTIONS:
                 value = getattr(self, name)
                 require(value == getattr(RuleOptions, name), name, value, "needs fa_grape=True")
+        if self.sign_magnitude == "uniform":
+            allowed = "has no effect with sign_magnitude='uniform'; needs 'random'"
+            unused = self.method == "sign_sym" and self.feedback_seed is not None
+            require(not unused, "feedback_seed", self.feedback_seed, allowed)
 
 
 class LearningRule:
@@ -109,21 +147,24 @@ class LearningRule:
         transports: What the backward pass reads of the weight: ``"weight"``, ``"sign"`` or ``"nothing"``.
             Where it is ``"nothing"``, the weight is not even kept for the backward pass.
         buffer_name: Name of the layer's buffer, None if the rule needs none.
+        mirrors_gradient: Whether the buffer is a trained copy: it takes the very steps that the gradient of
+            the weight makes the optimiser take with the weight.
         uses: The fields of `RuleOptions` that have an effect under this rule.
     """
 
     error: ClassVar[Literal["local", "output"]] = "local"
     transports: ClassVar[Literal["weight", "sign", "nothing"]] = "nothing"
     buffer_name: ClassVar[str | None] = None
+    mirrors_gradient: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, options: RuleOptions) -> None:
         self.options = options
 
     @property
-    def aligns(self) -> bool:
-        """Whether `align` has anything to do."""
-        return False
+    def aligns(self) -> Literal["no", "layer", "network"]:
+        """What moves the buffer once per training step: nothing, `align`, or `align_to_jacobian`."""
+        return "no"
 
     def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
         """Return the buffer at its start, in the dtype and on the device of ``weight`` (out x in).
@@ -142,4 +183,12 @@ class LearningRule:
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:
-        """Move ``buffer`` in place, once per training step before the forward pass. Default: it stays."""
+        """Move ``buffer`` in place, where ``aligns`` is ``"layer"``; once per step before the forward pass."""
+        raise NotImplementedError(f"{type(self).__name__} has no feedback to align to its layer")
+
+    def align_to_jacobian(self, buffer: Tensor, estimate: Tensor) -> None:
+        """Move ``buffer`` in place towards ``estimate`` (error_features x in) of the Jacobian d logits / d x.
+
+        Called once per training step before the forward pass where ``aligns`` is ``"network"``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no feedback to align to a Jacobian")

@@ -7,9 +7,9 @@ probes turn it towards the weight once per training step, see `localgpt_core.rul
 import torch
 from torch import Tensor
 
-from localgpt_core.rules.base import LearningRule
+from localgpt_core.rules.base import PROBE_OPTIONS, START_OPTIONS, LearningRule
 from localgpt_core.rules.feedback_init import initial_feedback
-from localgpt_core.rules.grape import align_to_weight
+from localgpt_core.rules.grape import align_to_weight, project_to_weight
 
 __all__ = ["FeedbackAlignment"]
 
@@ -18,23 +18,12 @@ class FeedbackAlignment(LearningRule):
     """``grad_input = grad_output @ B`` with ``B`` (out x in) in the buffer ``feedback_weight``."""
 
     buffer_name = "feedback_weight"
-    uses = frozenset(
-        {
-            "fa_init_mode",
-            "fa_sparse_k",
-            "feedback_std",
-            "feedback_seed",
-            "fa_grape",
-            "fa_grape_n_probe",
-            "fa_grape_lr",
-            "fa_grape_head",
-        }
-    )
+    uses = START_OPTIONS | PROBE_OPTIONS | {"fa_grape", "fa_grape_head", "fa_grape_start"}
 
     @property
-    def aligns(self) -> bool:
-        """Whether the feedback follows the weight: with ``fa_grape``."""
-        return self.options.fa_grape
+    def aligns(self) -> str:
+        """``"layer"`` with ``fa_grape``."""
+        return "layer" if self.options.fa_grape else "no"
 
     def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
         """Return ``B`` at its start; ``error_features`` is ``out_features`` for a local error."""
@@ -47,8 +36,7 @@ class FeedbackAlignment(LearningRule):
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:
-        """With ``fa_grape``, turn ``B`` towards ``W`` by one step on fresh forward probes."""
+        """Turn ``B`` towards ``W`` by one step on fresh forward probes, by ``fa_grape_update``."""
         if self.options.fa_grape_head or not is_output:
-            align_to_weight(
-                weight, buffer, self.options.fa_grape_n_probe, self.options.fa_grape_lr, generator
-            )
+            update = {"cosine": align_to_weight, "kaczmarz": project_to_weight}[self.options.fa_grape_update]
+            update(weight, buffer, self.options.fa_grape_n_probe, self.options.fa_grape_lr, generator)

@@ -13,6 +13,13 @@ A layer with a single output has no angle between y and y_hat, and is only scale
 The scale follows from the same probes: E|v W^T|^2 = |W|_F^2, so B is multiplied by |y| / |y_hat|. As B turns
 to W, numerator and denominator share their sampling error and the ratio becomes exact.
 
+A second use of the same probes is the block Kaczmarz step: the smallest change of B that explains them,
+
+    B <- B + lr (y - y_hat)^T (v v^T)^-1 v                                              (out x n) (n x n) (n x in).
+
+With lr = 1 it makes B exact on the n directions that were probed, norm included, so that the misalignment
+loses n / d of its square at every step, and all of it where n >= d.
+
 Neither labels, nor a backward pass, nor W^T are used. Source of the idea: Caillon et al. 2026, whose
 alignment is against the network's Jacobian; the layer-local form replaces it by the layer's own.
 """
@@ -20,7 +27,7 @@ alignment is against the network's Jacobian; the layer-local form replaces it by
 import torch
 from torch import Tensor
 
-__all__ = ["align_to_weight"]
+__all__ = ["align_to_weight", "project_to_weight"]
 
 
 @torch.no_grad()
@@ -51,3 +58,21 @@ def align_to_weight(
     direction.addcmul_(cosine, estimate, value=-1).mul_(alive * size * (rate / n_probe))
     feedback.mul_(torch.where(alive, total / total_estimate, 1.0))
     torch.addmm(feedback, direction.T, probes, out=feedback)
+
+
+@torch.no_grad()
+def project_to_weight(
+    weight: Tensor, feedback: Tensor, n_probe: int, lr: float, generator: torch.Generator
+) -> None:
+    """Move ``feedback`` (out x in) in place by one block Kaczmarz step towards ``weight`` (out x in).
+
+    More probes than ``in`` would add nothing and are not drawn. In exact arithmetic ``lr = 1`` gives
+    ``v feedback^T = v weight^T`` for every probe v.
+    """
+    in_features = weight.shape[1]
+    shape = (in_features, min(n_probe, in_features))
+    probes = torch.randn(shape, generator=generator, device=weight.device, dtype=weight.dtype)
+    # Orthonormal probes of the same span: v v^T is then the identity and needs no inverse.
+    directions = torch.linalg.qr(probes).Q
+    missing = weight @ directions - feedback @ directions
+    torch.addmm(feedback, missing, directions.T, alpha=lr, out=feedback)

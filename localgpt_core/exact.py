@@ -1,0 +1,33 @@
+"""The true derivative in place of every learning rule and surrogate, for as long as a measurement takes.
+
+The modules of this package whose backward pass is not the derivative of their forward pass have an attribute
+``exact``. While it is set they compute the same values by operations that torch differentiates itself, in
+reverse and in forward mode. A measurement can then compare a rule with the exact gradient on one model: same
+weights, same buffers, same dropout.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+__all__ = ["MaybeExact", "exact_derivatives"]
+
+
+class MaybeExact:
+    """Mixin for a module whose backward pass is a rule or a surrogate unless ``exact`` is set."""
+
+    exact = False
+
+
+@contextmanager
+def exact_derivatives(model: nn.Module) -> Iterator[None]:
+    """Make every backward pass through ``model`` exact inside the ``with`` block."""
+    modules = [module for module in model.modules() if isinstance(module, MaybeExact)]
+    try:
+        for module in modules:
+            module.exact = True
+        yield
+    finally:
+        for module in modules:
+            del module.exact
