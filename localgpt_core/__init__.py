@@ -7,6 +7,7 @@
 'finished'
 """
 
+from localgpt_core.alignment import alignment
 from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus, load_corpus
@@ -23,6 +24,7 @@ from localgpt_core.surrogates import (
     SoftmaxValueMixLocalFn,
 )
 from localgpt_core.training import TrainResult, train
+from localgpt_core.transport import describe, weight_transport
 
 __all__ = [
     "GELUSTE",
@@ -44,7 +46,10 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "VQResidualDir",
+    "alignment",
+    "describe",
     "load_corpus",
     "load_records",
     "train",
+    "weight_transport",
 ]

@@ -34,9 +34,11 @@ Cache = dict[str, Tensor]
 def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
     """Return a layer of the body: its output error, where the rule wants it, is that of the logits.
 
-    Between the feedback points of a coarser granularity the backward pass is exact.
+    Between the feedback points of a coarser granularity the error is a local one, and passes the weights
+    themselves or feedback that layer-local GrAPE keeps close to them.
     """
-    options = config if config.dfa_granularity == "layer" else RuleOptions()
+    inside = {"bp": RuleOptions(), "grape": RuleOptions(method="fa", fa_grape=True)}
+    options = config if config.dfa_granularity == "layer" else inside[config.dfa_inside]
     return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
 
 

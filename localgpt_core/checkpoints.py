@@ -21,8 +21,8 @@ from localgpt_core.validation import require
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
-FORMAT = "localgpt-checkpoint-1"
-PROGRESS_KEYS = {"step", "curves", "pending", "train_time_s", "wall_time_s"}
+FORMAT = "localgpt-checkpoint-2"
+PROGRESS_KEYS = {"step", "curves", "pending", "diagnostics", "train_time_s", "wall_time_s"}
 OPTIMIZER_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
 

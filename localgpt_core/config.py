@@ -17,6 +17,7 @@ __all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "preset"]
 ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
 GRANULARITIES = ("layer", "sublayer", "block")
+INSIDE_RULES = ("bp", "grape")
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected")
 PRECISIONS = ("float64", "float32", "bfloat16")
 
@@ -53,7 +54,8 @@ class LocalGPTConfig(RuleOptions):
     dfa_granularity: str = option(
         "layer", "where the output's error comes in: at every " + ", ".join(GRANULARITIES)
     )
-    dfa_norm: bool = option(False, "between blocks, let it in through the derivative of a LayerNorm")
+    dfa_norm: bool = option(False, "between (sub)layers, let it in through the derivative of a LayerNorm")
+    dfa_inside: str = option("bp", "rule of the layers between these points: " + ", ".join(INSIDE_RULES))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,9 +84,11 @@ class LocalGPTConfig(RuleOptions):
             users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
             allowed = f"has no effect with method={self.method!r}; needs method {users}"
             require(self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
+        require_choice("dfa_inside", self.dfa_inside, INSIDE_RULES)
         if self.dfa_granularity == "layer":
             allowed = "needs dfa_granularity='sublayer' or 'block'"
             require(not self.dfa_norm, "dfa_norm", self.dfa_norm, allowed)
+            require(self.dfa_inside == "bp", "dfa_inside", self.dfa_inside, allowed)
         require_integer("mlp_topk", self.mlp_topk, 0, 4 * self.n_embd)
         require_integer("resid_topk", self.resid_topk, 0, self.n_embd)
         require_integer("vq_codes", self.vq_codes, 0)
@@ -92,7 +96,6 @@ class LocalGPTConfig(RuleOptions):
         if self.fa_init_mode == "sparse":
             # The narrowest layer input is n_embd wide.
             require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
-
 
     @property
     def is_exact(self) -> bool:

@@ -87,7 +87,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         return y
 
     def _perturb(self, perturbation: Perturbation, x: Tensor) -> Tensor:
-        """Disturb z instead of x where the error comes in behind a norm: a change of z is one of x / sigma."""
+        """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
         if not self.norm:
             return perturbation.perturb(self, x)
         sigma = x.var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt().detach()

@@ -1,8 +1,8 @@
 r"""The Jacobian of the logits with respect to the input of every place that has a feedback matrix.
 
-For a token with input x at some place and logits z, J = dz/dx (V x in) says which error at the output a change
-of x there would cause, and e J is the part of the gradient of x that comes from the token's own loss. Both
-functions here average J over all tokens of a batch, because one feedback matrix serves them all:
+For a token with input x at some place and logits z, J = dz/dx (V x in) says how the logits answer a change of
+x there, and e J is the part of the gradient of x that comes from the token's own loss. Both functions here
+average J over all tokens of a batch, because one feedback matrix serves them all:
 
     forward mode   `jvp_estimates`  (J p) p^T for Gaussian noise p at all places and tokens at once: one pass
                                     with dual numbers, unbiased, noisy. This is what a rule may use.

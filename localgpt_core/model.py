@@ -78,7 +78,7 @@ class LocalGPT(nn.Module):
         return (module for module in self.modules() if isinstance(module, HoldsFeedback))
 
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield each trained weight with the feedback matrix that takes the same steps, where a rule has one."""
+        """Yield each trained weight with the feedback that takes the same steps, where a rule has one."""
         for layer in self.local_linears():
             if layer.rule.mirrors_gradient and layer.weight.requires_grad:
                 yield layer.weight, layer.buffer
@@ -95,6 +95,10 @@ class LocalGPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def logits(self, idx: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        """Return the logits (B, T, V) of a forward pass whose inputs ``perturbation`` may disturb."""
+        return self._logits(idx, perturbation=perturbation)
 
     def _logits(
         self, idx: Tensor, caches: list[Cache] | None = None, perturbation: Perturbation | None = None
@@ -125,10 +129,8 @@ class LocalGPT(nn.Module):
         if to_network:
             require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
 
-            def forward(perturbation: Perturbation) -> Tensor:
-                return self._logits(idx, perturbation=perturbation)
-
-            for place, estimate in jvp_estimates(self, forward, to_network, *key).items():
+            estimates = jvp_estimates(self, lambda noise: self.logits(idx, noise), to_network, *key)
+            for place, estimate in estimates.items():
                 place.rule.align_to_jacobian(place.buffer, estimate)
         for index, place in enumerate(self.feedback_places()):
             place.align_feedback(*key, index)

@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+# Fields that a record of this schema may lack.
+ADDED_LATER = {"anchor_steps", "diagnostics"}
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class RunRecord:
         wall_time_s: Seconds, evaluation included.
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: Peak memory in MiB; see `localgpt_core.cost`.
-        flops_per_token: Matmul FLOPs of one training step per token.
+        flops_per_token: Matmul FLOPs of one training step per token, anchor steps averaged in.
         parameters: ``total`` and ``trained`` parameter counts; empty for a failed run.
         curves: See `localgpt_core.training.TrainResult`.
         sample: Text that the trained model wrote.
         environment: Device, threads, versions of the software.
         provenance: Command, git commit, start and end (UTC).
         error: What went wrong, for a failed run.
+        anchor_steps: How many of the steps were backpropagation.
+        diagnostics: What the rule did over training, see `localgpt_core.diagnostics`; empty if not measured.
         schema: Version of this layout.
     """
 
@@ -71,6 +75,8 @@ class RunRecord:
     environment: dict[str, Any]
     provenance: dict[str, Any]
     error: str = ""
+    anchor_steps: int = 0
+    diagnostics: dict[str, Any] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     def __post_init__(self) -> None:
@@ -106,7 +112,7 @@ class RunRecord:
             raise ValueError(f"is not JSON ({error})") from None
         require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
         expected = {item.name for item in fields(cls)}
-        odd = sorted(expected.symmetric_difference(values))
+        odd = sorted(expected.symmetric_difference({*values} | ADDED_LATER))
         require(not odd, "fields", odd, "missing or unknown in a record")
         return cls(**values)
 
@@ -152,7 +158,8 @@ def load_records(
     """Return every record below ``root`` by digest.
 
     A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
-    Where two files have one digest, a run that broke down gives way to one that did not.
+    Where two files have one digest, a run that broke down gives way to one that did not, and a run without
+    diagnostics to one with them.
     """
     records: dict[str, RunRecord] = {}
     for path in sorted(Path(root).rglob("*.json")):
@@ -166,9 +173,10 @@ def load_records(
 
 
 def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
-    """Add ``record`` unless that would replace one that did not break down; return whether it was added."""
+    """Add ``record`` unless that would replace one that says as much; return whether it was added."""
     known = records.get(record.digest)
-    keep = known is None or known.status == "failed"
+    says_more = known is not None and bool(record.diagnostics) and not known.diagnostics
+    keep = known is None or known.status == "failed" or (says_more and record.status != "failed")
     if keep:
         records[record.digest] = record
     return keep

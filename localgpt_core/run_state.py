@@ -13,6 +13,7 @@ from localgpt_core.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.cost import peak_memory_mib, step_flops
+from localgpt_core.diagnostics import Diagnostics, measure_into
 from localgpt_core.model import LocalGPT
 from localgpt_core.steps import build_model, build_optimizer, evaluate, learning_rate, training_step
 
@@ -37,7 +38,9 @@ class TrainResult:
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: See `localgpt_core.cost.peak_memory_mib`.
-        flops_per_token: Matmul FLOPs of one training step per token.
+        flops_per_token: Matmul FLOPs of one training step per token, anchor steps averaged in.
+        anchor_steps: How many of the steps were anchors.
+        diagnostics: What the rule did over training, see `localgpt_core.diagnostics`; empty unless asked for.
     """
 
     model: LocalGPT
@@ -48,6 +51,8 @@ class TrainResult:
     tokens_per_s: float
     peak_memory_mib: float
     flops_per_token: float
+    anchor_steps: int
+    diagnostics: Diagnostics
 
     @property
     def final_val_loss(self) -> float:
@@ -64,9 +69,16 @@ class RunState:
     """The state of a run between two steps, and how it is advanced, measured and saved."""
 
     def __init__(
-        self, model_config: LocalGPTConfig, config: TrainConfig, corpus: Corpus, device: torch.device
+        self,
+        model_config: LocalGPTConfig,
+        config: TrainConfig,
+        corpus: Corpus,
+        device: torch.device,
+        diagnose_every: int = 0,
     ) -> None:
         self.config, self.corpus, self.device = config, corpus, device
+        self.diagnose_every = diagnose_every
+        self.diagnostics: Diagnostics = {}
         self.model = build_model(model_config, config, device)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
@@ -79,9 +91,20 @@ class RunState:
         self.started = time.perf_counter()
         self.interval = max(1, config.steps // CURVE_POINTS)
         self.stepped = torch.compile(self.model) if config.compile else self.model
-        self.flops_per_token = step_flops(self.model, *self.batch(0)) / (
-            config.batch_size * model_config.block_size
-        )
+        self.flops_per_token = self._flops() / (config.batch_size * model_config.block_size)
+        for i in range(model_config.fa_grape_start):
+            self.model.align_feedback(config.seed, "start", i, idx=self.batch(i)[0])
+
+    def _flops(self) -> float:
+        """Return the matmul FLOPs of a step, averaged over the run."""
+        batch = self.batch(0)
+        own, anchors = step_flops(self.model, *batch), self._anchors(self.config.steps)
+        if not anchors:
+            return own
+        return own + anchors / self.config.steps * (step_flops(self.model, *batch, anchor=True) - own)
+
+    def _anchors(self, steps: int) -> int:
+        return steps // self.config.anchor_interval if self.config.anchor_interval else 0
 
     @property
     def wall_time_s(self) -> float:
@@ -93,6 +116,17 @@ class RunState:
         """Whether the validation split is to be measured before the next step."""
         at_interval = self.step % self.config.eval_interval == 0 or self.step == self.config.steps
         return at_interval and self.step not in self.curves["val_step"]
+
+    @property
+    def diagnosis_due(self) -> bool:
+        """Whether the rule is to be compared with the exact gradient before the next step."""
+        every = self.diagnose_every
+        at_interval = every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+        return at_interval and self.step not in self.diagnostics.get("step", ())
+
+    def diagnose(self) -> None:
+        """Compare the rule with the exact gradient on the batch of the next step."""
+        measure_into(self.diagnostics, self.model, *self.batch(self.step), self.step)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of ``step``, (B, T) each, on the device."""
@@ -137,6 +171,7 @@ class RunState:
             "step": self.step,
             "curves": self.curves,
             "pending": [loss.item() for loss in self.pending],
+            "diagnostics": self.diagnostics,
             "train_time_s": self.train_time_s,
             "wall_time_s": self.wall_time_s,
         }
@@ -155,6 +190,7 @@ class RunState:
         dtype = next(self.model.parameters()).dtype
         self.step, self.curves = progress["step"], progress["curves"]
         self.pending = [torch.tensor(v, dtype=dtype, device=self.device) for v in progress["pending"]]
+        self.diagnostics = progress["diagnostics"]
         self.train_time_s, self.earlier_s = progress["train_time_s"], progress["wall_time_s"]
 
     def result(self, status: str) -> TrainResult:
@@ -169,4 +205,6 @@ class RunState:
             tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
             peak_memory_mib=peak_memory_mib(self.device),
             flops_per_token=self.flops_per_token,
+            anchor_steps=self._anchors(self.step),
+            diagnostics=self.diagnostics,
         )

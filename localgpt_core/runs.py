@@ -61,6 +61,7 @@ def execute(
     resume: bool = False,
     deadline: float = float("inf"),
     report: Report | None = None,
+    diagnose_every: int = 0,
 ) -> tuple[RunRecord | None, TrainResult | None]:
     """Run ``spec`` and return its record and its result.
 
@@ -85,6 +86,7 @@ def execute(
             resume=resume,
             deadline=deadline,
             report=report,
+            diagnose_every=diagnose_every,
         )
         if result.status in ("interrupted", "out_of_time"):
             return None, result
@@ -112,7 +114,9 @@ def execute(
         peak_memory_mib=result.peak_memory_mib if result else 0.0,
         flops_per_token=result.flops_per_token if result else None,
         parameters=counts,
+        anchor_steps=result.anchor_steps if result else 0,
         curves=result.curves if result else {},
+        diagnostics=result.diagnostics if result else {},
         sample=sample,
         environment=_environment(device),
         provenance={

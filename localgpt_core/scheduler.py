@@ -27,9 +27,24 @@ Say = Callable[[str], None]
 
 
 def missing_runs(planned: list[PlannedRun], records: dict[str, RunRecord]) -> list[PlannedRun]:
-    """Return the planned runs without a record; a run that broke down is tried again."""
-    done = {digest for digest, record in records.items() if record.status != "failed"}
-    return [run for run in planned if run.spec.digest not in done]
+    """Return the planned runs without a record that says what is asked.
+
+    A run that broke down is tried again, and one that was recorded without the diagnostics that are now asked
+    for is repeated with them.
+    """
+
+    def done(run: PlannedRun) -> bool:
+        record = records.get(run.spec.digest)
+        return record is not None and record.status != "failed" and not lacks_diagnostics(run, record)
+
+    return [run for run in planned if not done(run)]
+
+
+def lacks_diagnostics(run: PlannedRun, record: RunRecord) -> bool:
+    """Return whether the suite asks for diagnostics at steps that ``record`` has none of."""
+    every = run.arm.diagnose_every
+    reached = run.spec.train.steps if record.status == "finished" else 1
+    return every > 0 and not set(range(0, reached, every)) <= set(record.diagnostics.get("step", ()))
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class SuiteRun:
             device=self.device,
             deadline=self.deadline,
             report=report,
+            diagnose_every=run.arm.diagnose_every,
         )
         if record is None:
             say(

@@ -6,13 +6,14 @@ A suite is a TOML file:
     preset = "cpu"
     seeds = [1, 2, 3]
     corpus = "shakespeare"              # optional
+    diagnose_every = 200                # optional: steps between comparisons with the exact gradient
     model = { attn_mode = "softmax" }   # optional, for every arm; so is train
 
     [arms.fa]
     label = "feedback alignment"
     model = { method = "fa" }
     train = { lr = 3e-3 }
-    seeds = [1]                         # optional, instead of the suite's
+    seeds = [1]                         # optional, instead of the suite's; so is diagnose_every
 
 Unknown keys are errors. A run is identified by its content: one that another suite has recorded is not made
 again.
@@ -27,12 +28,12 @@ from typing import Any
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus import Corpus
 from localgpt_core.specs import RunSpec, resolve_spec
-from localgpt_core.validation import require, require_choice
+from localgpt_core.validation import require, require_choice, require_integer
 
 __all__ = ["Arm", "PlannedRun", "Suite", "read_suite"]
 
-SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms"}
-ARM_KEYS = {"label", "model", "train", "seeds"}
+SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
+ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Arm:
     model: dict[str, Any]
     train: dict[str, Any]
     seeds: tuple[int, ...]
+    diagnose_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
                 model={**model, **own_model},
                 train={**train, **own_train},
                 seeds=_seeds(path, arm.get("seeds", content["seeds"])),
+                diagnose_every=_diagnose_every(
+                    path, arm.get("diagnose_every", content.get("diagnose_every", 0))
+                ),
             )
         )
     return Suite(
@@ -155,3 +160,8 @@ def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
     require(bool(valid), f"suite {path}: seeds", seeds, "must be a list of integers of at least 0")
     require(len(set(seeds)) == len(seeds), f"suite {path}: seeds", seeds, "must not repeat")
     return tuple(seeds)
+
+
+def _diagnose_every(path: Path, value: Any) -> int:
+    require_integer(f"suite {path}: diagnose_every", value, 0)
+    return value

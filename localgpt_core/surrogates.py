@@ -110,7 +110,7 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalise_backward(grad_output: Tensor, z: Tensor | None, inverse_sigma: Tensor) -> Tensor:
-    """Return (v - mean v - z mean(v z)) / sigma for v = ``grad_output``; without its last term if z is None."""
+    """Return (v - mean v - z mean(v z)) / sigma, v = ``grad_output``; no last term where z is None."""
     v = grad_output.to(inverse_sigma.dtype)
     centred = v - v.mean(dim=-1, keepdim=True)
     if z is not None:

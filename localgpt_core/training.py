@@ -20,7 +20,7 @@ from localgpt_core.checkpoints import load_checkpoint
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.run_state import RunState, TrainResult
-from localgpt_core.validation import require
+from localgpt_core.validation import require, require_integer
 
 __all__ = ["Report", "TrainResult", "select_device", "train"]
 
@@ -56,6 +56,7 @@ def train(
     resume: bool = False,
     deadline: float = math.inf,
     report: Report | None = None,
+    diagnose_every: int = 0,
 ) -> TrainResult:
     """Train a model and return it with its curves.
 
@@ -69,6 +70,8 @@ def train(
         deadline: Value of ``time.monotonic()`` by which the run must be over. It is stopped as soon as its
             own speed shows that it cannot be.
         report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``.
+        diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
+            itself is the same to the last bit.
 
     Raises:
         ValueError: For a corpus that does not fit the model, a device that is not there, or a checkpoint that
@@ -77,10 +80,11 @@ def train(
     device = select_device(str(device))
     allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
     require(model_config.vocab_size == corpus.vocab_size, "vocab_size", model_config.vocab_size, allowed)
+    require_integer("diagnose_every", diagnose_every, 0)
     windows(corpus.val, model_config.block_size)
     report = report or (lambda measured: None)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = RunState(model_config, train_config, corpus, device)
+        run = RunState(model_config, train_config, corpus, device, diagnose_every)
         if resume and checkpoint is not None and Path(checkpoint).exists():
             run.restore(load_checkpoint(checkpoint))
         status = _advance_to_the_end(run, checkpoint, deadline, report)
@@ -124,6 +128,8 @@ def _advance_to_the_end(run: RunState, checkpoint: str | Path | None, deadline: 
                     return "diverged"
                 if checkpoint is not None and run.step > first_step:
                     run.save(Path(checkpoint))
+            if run.diagnosis_due:
+                run.diagnose()
             if run.step == run.config.steps:
                 return "finished"
             if interrupted.is_set():

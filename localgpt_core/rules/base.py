@@ -183,7 +183,7 @@ class LearningRule:
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:
-        """Move ``buffer`` in place, where ``aligns`` is ``"layer"``; once per step before the forward pass."""
+        """Move ``buffer`` in place, once per step before the forward pass, if ``aligns`` is ``"layer"``."""
         raise NotImplementedError(f"{type(self).__name__} has no feedback to align to its layer")
 
     def align_to_jacobian(self, buffer: Tensor, estimate: Tensor) -> None:

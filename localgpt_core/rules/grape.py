@@ -15,7 +15,7 @@ to W, numerator and denominator share their sampling error and the ratio becomes
 
 A second use of the same probes is the block Kaczmarz step: the smallest change of B that explains them,
 
-    B <- B + lr (y - y_hat)^T (v v^T)^-1 v                                              (out x n) (n x n) (n x in).
+    B <- B + lr (y - y_hat)^T (v v^T)^-1 v                        (out x n) (n x n) (n x in).
 
 With lr = 1 it makes B exact on the n directions that were probed, norm included, so that the misalignment
 loses n / d of its square at every step, and all of it where n >= d.
