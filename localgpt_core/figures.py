@@ -1,7 +1,6 @@
-"""The book's figures, from records only, in one style.
+"""The book's figures of losses, and a few that show the inside of a model, in one style.
 
-Colours are seaborn's colour-blind palette; every line also has a marker or a dash of its own, so that nothing
-depends on colour alone. Losses are in nats per character on the whole validation split.
+Losses are in nats per character on the whole validation split.
 """
 
 import sys
@@ -11,7 +10,6 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +19,7 @@ from localgpt_core.corpus import load_corpus
 from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
+from localgpt_core.style import WIDTH, look, use_style
 from localgpt_core.tables import interval
 
 __all__ = [
@@ -35,38 +34,7 @@ __all__ = [
     "use_style",
 ]
 
-WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
-MARKERS = "osD^vPX*<>hd"
-DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 LOSS = "validation loss (nats per character)"
-
-
-def use_style() -> None:
-    """Set the book's style: one figure size, light grid, readable text, the colour-blind palette."""
-    sns.set_theme(style="whitegrid", palette="colorblind")
-    plt.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, HEIGHT),
-            "figure.dpi": 100,
-            "savefig.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "axes.titlesize": "medium",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.linewidth": 0.6,
-            "legend.frameon": False,
-            "lines.markersize": 5,
-        }
-    )
-
-
-def _look(i: int) -> dict[str, object]:
-    palette = sns.color_palette("colorblind")
-    return {
-        "color": palette[i % len(palette)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": DASHES[i % len(DASHES)],
-    }
 
 
 def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
@@ -87,24 +55,32 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
         previous = loss
 
 
-def loss_curves(
-    results: SuiteResults, arms: Sequence[str], floors: Mapping[str, float], top: float | None = None
-) -> Figure:
-    """Return validation loss against step: the mean over seeds, every seed as a thin line, the floors.
+AXES = {"step": "training step", "tflops": "matmul work of training ($10^{12}$ FLOPs)"}
 
-    ``top`` cuts the loss axis, so that the start of training does not hide its end.
+
+def loss_curves(
+    results: SuiteResults,
+    arms: Sequence[str],
+    floors: Mapping[str, float],
+    top: float | None = None,
+    x: str = "step",
+) -> Figure:
+    """Return validation loss over training: the mean over seeds, every seed as a thin line, the floors.
+
+    ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"`` or
+    ``"tflops"``.
     """
     curves = results.curves()
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
         own = curves[curves["arm"] == arm]
-        look = _look(i)
+        style = look(i)
         for _, seed in own.groupby("seed"):
-            ax.plot(seed["step"], seed["val_loss"], color=look["color"], linewidth=0.6, alpha=0.5)
-        mean = own.groupby("step")["val_loss"].mean()
+            ax.plot(seed[x], seed["val_loss"], color=style["color"], linewidth=0.6, alpha=0.5)
+        mean = own.groupby("step")[["step", "tflops", "val_loss"]].mean()
         n = own["seed"].nunique()
-        ax.plot(mean.index, mean, label=f"{results.labels[arm]} (n = {n})", **look)
-    ax.set(xlabel="training step", ylabel=LOSS)
+        ax.plot(mean[x], mean["val_loss"], label=f"{results.labels[arm]} (n = {n})", **style)
+    ax.set(xlabel=AXES[x], ylabel=LOSS)
     if top is not None:
         ax.set_ylim(top=top)
     ax.legend()
@@ -120,10 +96,10 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         losses = [r.final_val_loss for r in results.of_arm(arm) if r.status == "finished"]
         failed = sum(r.status != "finished" for r in results.of_arm(arm))
         mean, half = interval(losses)
-        look = _look(i)
-        ax.plot(losses, [i] * len(losses), "|", color=look["color"], markersize=11, alpha=0.8)
-        ax.errorbar(mean, i, xerr=half if half == half else None, color=look["color"], capsize=3)
-        ax.plot(mean, i, marker=look["marker"], color=look["color"], markersize=7)
+        style = look(i)
+        ax.plot(losses, [i] * len(losses), "|", color=style["color"], markersize=11, alpha=0.8)
+        ax.errorbar(mean, i, xerr=half if half == half else None, color=style["color"], capsize=3)
+        ax.plot(mean, i, marker=style["marker"], color=style["color"], markersize=7)
         labels.append(fill(results.labels[arm], 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
@@ -147,7 +123,7 @@ def loss_over(
         points = finished.groupby(x)["final_val_loss"]
         means = points.mean()
         halves = [interval(values.tolist())[1] for _, values in points]
-        ax.errorbar(means.index, means, yerr=np.nan_to_num(halves), capsize=3, label=label, **_look(i))
+        ax.errorbar(means.index, means, yerr=np.nan_to_num(halves), capsize=3, label=label, **look(i))
         lost = group[group["final_val_loss"].isna()]
         ax.plot(lost[x], [0.98] * len(lost), "x", color="black", transform=ax.get_xaxis_transform())
     if log:
@@ -207,7 +183,7 @@ def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Map
     """
     figure, ax = plt.subplots()
     for i, (label, curve) in enumerate(curves.items()):
-        ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **_look(i))
+        ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **look(i))
     ax.set(xlabel="training step", ylabel=LOSS)
     ax.legend()
     _floors(ax, floors, horizontal=True)
@@ -219,7 +195,7 @@ def singular_values(matrices: Mapping[str, Tensor]) -> Figure:
     figure, ax = plt.subplots()
     for i, (label, matrix) in enumerate(matrices.items()):
         values = np.linalg.svd(matrix.detach().cpu().double().numpy(), compute_uv=False)
-        ax.plot(range(1, len(values) + 1), values, label=label, markevery=16, **_look(i))
+        ax.plot(range(1, len(values) + 1), values, label=label, markevery=16, **look(i))
     ax.set(xlabel="rank of the singular value", ylabel="singular value", yscale="log")
     ax.legend()
     return figure
@@ -235,8 +211,8 @@ def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> F
         for i, (start, end) in enumerate(zip(table["start"], table["end"], strict=True)):
             ax.plot([start, end], [i, i], color="0.6", linewidth=1.5, zorder=1)
         for i, name in enumerate(("start", "end")):
-            look = _look(i) | {"linestyle": "none", "markersize": 7}
-            ax.plot(table[name], range(len(rows)), label=name, **look)
+            style = look(i) | {"linestyle": "none", "markersize": 7}
+            ax.plot(table[name], range(len(rows)), label=name, **style)
         ax.set(xlabel=label)
         ax.set_yticks(range(len(rows)), rows)
         ax.grid(axis="y", visible=False)

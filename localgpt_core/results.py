@@ -1,5 +1,6 @@
 """What the records say about a suite: one object that tables, figures and prose are made from."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from localgpt_core.corpus import load_corpus
+from localgpt_core.diagnostics import Diagnostics
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.suites import Suite, read_suite
 from localgpt_core.tables import arm_table, interval, paired_difference, suite_runs
 from localgpt_core.validation import require
 
 __all__ = ["SuiteResults", "book_folder", "load_results"]
+
+MIN_PAIRS = 3  # below, a comparison has no verdict
 
 
 def book_folder() -> Path:
@@ -67,18 +71,71 @@ class SuiteResults:
         return *interval(losses), len(losses)
 
     def difference(self, arm: str, reference: str) -> tuple[float, float, int]:
-        """Return the paired difference in final loss, its 95 % half-width and n."""
+        """Return the paired difference in final loss, its 95 % half-width and n.
+
+        Raises:
+            ValueError: If the suite has no such arm.
+        """
+        for name in (arm, reference):
+            require(name in self.labels, "arm", name, "allowed are " + ", ".join(self.labels))
         return paired_difference(self.runs, arm, reference)
 
     def curves(self) -> pd.DataFrame:
-        """Return the validation curves, tidy: arm, label, seed, step, val_loss (nats per character)."""
-        rows = [
-            {"arm": arm, "label": label, "seed": record.seed, "step": step, "val_loss": loss}
-            for arm, label in self.labels.items()
-            for record in self.of_arm(arm)
-            for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True)
-        ]
-        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "val_loss"])
+        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
+
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations.
+        """
+        rows = []
+        for arm, label in self.labels.items():
+            for record in self.of_arm(arm):
+                spec = record.run_spec
+                step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
+                for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
+                    rows.append((arm, label, record.seed, step, step * step_tflops, loss))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss"])
+
+    def diagnostics(self, quantity: str) -> pd.DataFrame:
+        """Return what was measured over training, tidy: arm, label, seed, step, name, value.
+
+        ``quantity`` is a key of `localgpt_core.diagnostics.Diagnostics`. ``name`` is the parameter, the place
+        of the feedback or the block, and empty where there is one number per step. Runs without diagnostics
+        are left out; a value that says nothing is NaN.
+        """
+        rows = []
+        for arm, label in self.labels.items():
+            for record in self.of_arm(arm):
+                for step, name, value in _measured(record.diagnostics, quantity):
+                    rows.append((arm, label, record.seed, step, name, math.nan if value is None else value))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "name", "value"])
+
+    def verdict(self, arm: str, reference: str) -> str:
+        """Return how ``arm`` ends against ``reference``, by the criterion of every comparison in the book.
+
+        ``"below"`` or ``"above"`` if the 95 % interval of the paired difference lies wholly on one side of
+        zero, ``"not clearly apart"`` otherwise; ``"diverged"`` if a run of the arm did, ``"not enough runs"``
+        below three pairs.
+        """
+        diverged = (self.runs.query("arm == @arm")["status"] == "diverged").sum()
+        mean, half, n = self.difference(arm, reference)
+        if diverged or n < MIN_PAIRS:
+            return f"diverged ({diverged} of its runs)" if diverged else "not enough runs"
+        return "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
+
+    def compare(self, arm: str, reference: str) -> str:
+        """Return the verdict as half a sentence, with the paired difference, its interval and n."""
+        labels = self.labels[arm], self.labels[reference]
+        mean, half, n = self.difference(arm, reference)
+        if n < MIN_PAIRS:
+            return f"{labels[0]} against {labels[1]}: not enough runs (n = {n})"
+        ends = self.verdict(arm, reference).replace("apart", "apart from")
+        return f"{labels[0]} ends {ends} {labels[1]}: {mean:+.3f} ± {half:.3f} nats per character (n = {n})"
+
+    def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
+        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
+        losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
+        losses = losses.reindex(columns=[worst, arm, best]).dropna()
+        shares = 100 * (losses[worst] - losses[arm]) / (losses[worst] - losses[best])
+        return *interval(shares.tolist()), len(shares)
 
     def with_fields(self, *names: str) -> pd.DataFrame:
         """Return ``runs`` with one more column for each named field of the model or training configuration.
@@ -110,6 +167,20 @@ class SuiteResults:
             f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
             f"localgpt run book/suites/{self.suite.path.name}"
         )
+
+
+def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
+    """Yield step, name and value of one quantity."""
+    steps, values = diagnostics.get("step", []), diagnostics.get(quantity, [])
+    if isinstance(values, dict):
+        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
+        return
+    for step, value in zip(steps, values, strict=True):
+        by_block = value if isinstance(value, list) else None
+        if by_block is None:
+            yield step, "", value
+        else:
+            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
 
 
 def load_results(name: str, preset: str | None = None) -> SuiteResults:
