@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig, preset
-from localgpt_core.cost import peak_step_bytes, step_flops
+from localgpt_core.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
 from localgpt_core.linear import LocalLinear
 from localgpt_core.model import LocalGPT
 from localgpt_core.steps import build_model, build_optimizer, training_step
@@ -60,12 +60,20 @@ class Variant:
 def variants(width: int) -> list[Variant]:
     """Return what is measured at a residual stream of ``width``."""
     softmax = {"attn_mode": "softmax"}
+    block = {"method": "dfa", "dfa_granularity": "block"}
     return [
         Variant("bp (against torch.nn.Linear)", plain_reference=True),
         Variant("fa", {"method": "fa"}),
         Variant("sign_sym", {"method": "sign_sym"}),
         Variant("dfa", {"method": "dfa"}),
+        Variant("kp", {"method": "kp"}),
+        Variant("wm", {"method": "wm"}),
         Variant("fa + grape", {"method": "fa", "fa_grape": True}),
+        Variant("fa + grape, kaczmarz", {"method": "fa", "fa_grape": True, "fa_grape_update": "kaczmarz"}),
+        Variant("dfa + grape", {"method": "dfa", "fa_grape": True}),
+        Variant("dfa block", block),
+        Variant("dfa block norm", block | {"dfa_norm": True}),
+        Variant("dfa block norm + grape", block | {"dfa_norm": True, "fa_grape": True}),
         Variant("ste_sigmoid", {"ste_sigmoid": True}),
         Variant("ste_gelu", {"ste_gelu": True}),
         Variant("ln ste", {"ln_mode": "ste"}),
@@ -83,7 +91,10 @@ def variants(width: int) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Row:
-    """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs."""
+    """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs.
+
+    ``update`` is what moving the feedback costs in each step, in forward passes; it is part of the rest.
+    """
 
     name: str
     time: float
@@ -91,6 +102,7 @@ class Row:
     time_high: float
     memory: float
     flops: float
+    update: float
 
 
 class _Stepper:
@@ -133,6 +145,9 @@ class _Stepper:
     def flops(self) -> int:
         return step_flops(self.model, self.idx, self.idx)
 
+    def update(self) -> float:
+        return alignment_in_forward_passes(self.model, self.idx)
+
 
 def measure(preset_name: str, device: torch.device, pairs: int, say: Callable[[str], None]) -> list[Row]:
     """Return the ratios of every variant at a preset's sizes; the random state of torch is kept.
@@ -165,16 +180,17 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
         ratios.append(mine / theirs)
     low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
     memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
-    return Row(variant.name, median, low, high, memory, flops)
+    return Row(variant.name, median, low, high, memory, flops, ours.update())
 
 
 def render(rows: list[Row]) -> str:
     """Return the rows as a text table."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'relative to bp':<{width}}  step time  quartiles     step memory  matmul FLOPs"]
+    columns = "  step time  quartiles     step memory  matmul FLOPs  feedback update"
+    lines = [f"{'relative to bp':<{width}}{columns}"]
     for row in rows:
         lines.append(
             f"{row.name:<{width}}  {row.time:9.2f}  {row.time_low:.2f} .. {row.time_high:.2f}"
-            f"  {row.memory:11.2f}  {row.flops:12.3f}"
+            f"  {row.memory:11.2f}  {row.flops:12.3f}  {row.update:6.2f} forward"
         )
     return "\n".join(lines)

@@ -53,6 +53,9 @@ def train(
     threads: Threads = 1,
     out: Annotated[Path, typer.Option(help="folder for the record and the checkpoint")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="go on from this run's checkpoint")] = False,
+    diagnose_every: Annotated[
+        int, typer.Option(help="steps between comparisons with the exact gradient; 0 = none")
+    ] = 0,
     overrides: dict[str, Any],
 ) -> None:
     """Train one model, print a sample, write a record and a checkpoint."""
@@ -76,6 +79,7 @@ def train(
             checkpoint=checkpoint,
             resume=resume,
             report=report,
+            diagnose_every=diagnose_every,
         )
     if record is None:
         print(f"interrupted after step {result.steps_done}; checkpoint: {checkpoint}")

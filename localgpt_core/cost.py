@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from localgpt_core.exact import exact_derivatives
 from localgpt_core.model import LocalGPT
 
-__all__ = ["peak_memory_mib", "peak_step_bytes", "step_flops"]
+__all__ = ["alignment_in_forward_passes", "peak_memory_mib", "peak_step_bytes", "step_flops"]
 
 
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
@@ -32,6 +32,19 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
         with exact_derivatives(model) if anchor else nullcontext():
             model(idx, targets)[1].backward()
     return counter.get_total_flops()
+
+
+def alignment_in_forward_passes(model: LocalGPT, idx: Tensor) -> float:
+    """Return what one update of the feedback costs, in matmul FLOPs of a forward pass on the same tokens.
+
+    Counted on a copy: ``model`` is untouched.
+    """
+    model = copy.deepcopy(model)
+    with FlopCounterMode(display=False) as update:
+        model.align_feedback("flops", idx=idx)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(idx)
+    return update.get_total_flops() / forward.get_total_flops()
 
 
 class _LiveBytes(TorchDispatchMode):

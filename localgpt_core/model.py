@@ -129,6 +129,7 @@ class LocalGPT(nn.Module):
         if to_network:
             require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
 
+            idx = idx[: math.ceil(self.config.jvp_share * len(idx))]
             estimates = jvp_estimates(self, lambda noise: self.logits(idx, noise), to_network, *key)
             for place, estimate in estimates.items():
                 place.rule.align_to_jacobian(place.buffer, estimate)

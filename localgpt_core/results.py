@@ -130,6 +130,17 @@ class SuiteResults:
         ends = self.verdict(arm, reference).replace("apart", "apart from")
         return f"{labels[0]} ends {ends} {labels[1]}: {mean:+.3f} ± {half:.3f} nats per character (n = {n})"
 
+    def within(self, arm: str, reference: str, margin: float) -> str:
+        """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.
+
+        ``"yes"`` if the whole 95 % interval of the paired difference lies below ``margin``, ``"no"`` if it
+        lies above, ``"open"`` if it contains it; ``"not enough runs"`` below three pairs.
+        """
+        mean, half, n = self.difference(arm, reference)
+        if n < MIN_PAIRS:
+            return "not enough runs"
+        return "yes" if mean + half < margin else "no" if mean - half > margin else "open"
+
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
         losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")

@@ -34,7 +34,7 @@ SIGN_MAGNITUDES = ("uniform", "random")
 # Options that belong together: a rule names the groups it uses.
 START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedback_seed"})
 PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
-JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate"})
+JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate", "jvp_share"})
 GRAPE_OPTIONS = ("fa_grape_head", "fa_grape_start", *sorted(PROBE_OPTIONS), *sorted(JVP_OPTIONS))
 
 # Filled by rules/__init__.py, one line a rule.
@@ -70,6 +70,7 @@ class RuleOptions:
         jvp_update: What a feedback matrix does with the estimate of the Jacobian, under ``dfa``: ``"grape"``,
             a gradient step on 1 - cos of each column, or ``"fdfa"``, a running mean.
         jvp_rate: Size of that step, or weight of the newest estimate in the mean.
+        jvp_share: Share of the batch's sequences, rounded up, that the estimate is made from.
         sign_magnitude: Magnitudes under ``sign_sym``: ``"uniform"`` or ``"random"``, drawn once.
         mirror_n_probe: White-noise inputs per layer and step, under ``wm``.
         mirror_rate: Weight of the newest correlation in the mirrored feedback, under ``wm``.
@@ -91,6 +92,7 @@ class RuleOptions:
     fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one for Gaussian probes (fa)")
     jvp_update: str = option("grape", "use of the Jacobian's estimate: " + ", ".join(JVP_UPDATES) + " (dfa)")
     jvp_rate: float = option(0.05, "weight of the newest estimate of the Jacobian (dfa)")
+    jvp_share: float = option(0.5, "share of the batch that the Jacobian is estimated from (dfa)")
     sign_magnitude: str = option("uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES))
     mirror_n_probe: int = option(32, "white-noise inputs per layer and step (wm)")
     mirror_rate: float = option(0.1, "weight of the newest correlation in the mirrored feedback (wm)")
@@ -111,7 +113,7 @@ class RuleOptions:
         for name in ("fa_grape_n_probe", "mirror_n_probe"):
             require_integer(name, getattr(self, name), 1)
         require(0 < self.fa_grape_lr <= 2, "fa_grape_lr", self.fa_grape_lr, "must be in (0, 2]")
-        for name in ("jvp_rate", "mirror_rate"):
+        for name in ("jvp_rate", "jvp_share", "mirror_rate"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must be in (0, 1]")
         for item in fields(RuleOptions):
             value = getattr(self, item.name)
