@@ -59,12 +59,12 @@ class RuleOptions:
         feedback_std: Entry RMS of the feedback at its start (``ortho_he`` brings its own).
         feedback_seed: Seed of the feedback; None draws it from the same source as the weights.
         fa_grape: Align the feedback once per training step, from forward passes only (GrAPE): layer by layer
-            under ``fa``, to the network's Jacobian under ``dfa``.
+            under ``fa`` and ``kp``, to the network's Jacobian under ``dfa``.
         fa_grape_head: Whether the output layer's feedback is aligned as well.
         fa_grape_start: Alignment steps before the first weight step.
-        fa_grape_n_probe: Probes per layer and step, under ``fa``.
-        fa_grape_update: What a layer does with its probes, under ``fa``: ``"cosine"``, a gradient step on
-            1 - cos, or ``"kaczmarz"``, the smallest change that explains them.
+        fa_grape_n_probe: Probes per layer and step, under ``fa`` and ``kp``.
+        fa_grape_update: What a layer does with its probes, under ``fa`` and ``kp``: ``"cosine"``, a gradient
+            step on 1 - cos, or ``"kaczmarz"``, the smallest change that explains them.
         fa_grape_lr: Step of the update, relative to the best one for Gaussian probes (``"cosine"``) or to a
             full projection (``"kaczmarz"``).
         jvp_update: What a feedback matrix does with the estimate of the Jacobian, under ``dfa``: ``"grape"``,
@@ -87,9 +87,9 @@ class RuleOptions:
     fa_grape: bool = option(False, "align the feedback each step by forward passes (GrAPE)")
     fa_grape_head: bool = option(True, "align the output layer's feedback too")
     fa_grape_start: int = option(0, "alignment steps before the first weight step")
-    fa_grape_n_probe: int = option(32, "probes per layer and step (fa)")
-    fa_grape_update: str = option("cosine", "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa)")
-    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one for Gaussian probes (fa)")
+    fa_grape_n_probe: int = option(32, "probes per layer and step (fa, kp)")
+    fa_grape_update: str = option("cosine", "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa, kp)")
+    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one (fa, kp)")
     jvp_update: str = option("grape", "use of the Jacobian's estimate: " + ", ".join(JVP_UPDATES) + " (dfa)")
     jvp_rate: float = option(0.05, "weight of the newest estimate of the Jacobian (dfa)")
     jvp_share: float = option(0.5, "share of the batch that the Jacobian is estimated from (dfa)")

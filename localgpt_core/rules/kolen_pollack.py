@@ -8,28 +8,17 @@ the same increments and decay alike,
 then W - B <- (1 - lr wd) (W - B): the difference vanishes although neither ever reads the other. Here the
 optimiser holds B beside W and is handed the same gradient for both, so that u is the same to the last bit.
 Source: Kolen and Pollack 1994; Akrout et al. 2019.
+
+With ``fa_grape`` forward probes remove the difference that the decay leaves, as under feedback alignment. The
+two complement each other: probes find W but lag behind it while it moves, equal steps keep what was found.
 """
 
-import torch
-from torch import Tensor
-
-from localgpt_core.rules.base import START_OPTIONS, LearningRule
-from localgpt_core.rules.feedback_init import initial_feedback
+from localgpt_core.rules.feedback_alignment import FeedbackAlignment
 
 __all__ = ["KolenPollack"]
 
 
-class KolenPollack(LearningRule):
+class KolenPollack(FeedbackAlignment):
     """``grad_input = grad_output @ B``, ``B`` (out x in) moving by the same increments as the weight."""
 
-    buffer_name = "feedback_weight"
     mirrors_gradient = True
-    uses = START_OPTIONS
-
-    def initial_buffer(self, weight: Tensor, error_features: int, generator: torch.Generator) -> Tensor:
-        """Return ``B`` at its start."""
-        return initial_feedback(self.options, error_features, weight, generator)
-
-    def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:
-        """Return ``B``."""
-        return buffer
