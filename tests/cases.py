@@ -21,6 +21,21 @@ RULE_CASES: dict[str, dict] = {name: {"method": name} for name in RULES} | {
     "fa-grape": {"method": "fa", "fa_grape": True},
     "dfa-orthogonal": {"method": "dfa", "fa_init_mode": "orthogonal"},
     "dfa-sparse": {"method": "dfa", "fa_init_mode": "sparse"},
+    "fa-kaczmarz": {"method": "fa", "fa_grape": True, "fa_grape_update": "kaczmarz", "fa_grape_n_probe": 5},
+    "fa-grape-start": {"method": "fa", "fa_grape": True, "fa_grape_start": 3},
+    "sign_sym-random": {"method": "sign_sym", "sign_magnitude": "random"},
+    "dfa-grape": {"method": "dfa", "fa_grape": True},
+    "dfa-fdfa": {"method": "dfa", "fa_grape": True, "jvp_update": "fdfa"},
+    "dfa-sublayer": {"method": "dfa", "dfa_granularity": "sublayer"},
+    "dfa-block": {"method": "dfa", "dfa_granularity": "block"},
+    "dfa-block-norm": {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True},
+    "dfa-block-inside-grape": {"method": "dfa", "dfa_granularity": "block", "dfa_inside": "grape"},
+    "dfa-block-norm-grape": {
+        "method": "dfa",
+        "dfa_granularity": "block",
+        "dfa_norm": True,
+        "fa_grape": True,
+    },
 }
 
 MODEL_CASES: dict[str, dict] = {
@@ -79,6 +94,18 @@ FLOPS = {
     "dfa": (0.82, 0.75),
     "dfa-orthogonal": (0.82, 0.75),
     "dfa-sparse": (0.82, 0.75),
+    "kp": (1.0, 1.0),
+    "wm": (1.06, 1.06),
+    "fa-kaczmarz": (1.06, 1.06),
+    "fa-grape-start": (1.06, 1.06),
+    "sign_sym-random": (1.0, 1.0),
+    "dfa-grape": (1.68, 1.6),
+    "dfa-fdfa": (1.68, 1.6),
+    "dfa-sublayer": (1.0, 1.0),
+    "dfa-block": (1.0, 1.0),
+    "dfa-block-norm": (1.0, 1.0),
+    "dfa-block-inside-grape": (1.06, 1.06),
+    "dfa-block-norm-grape": (1.8, 1.8),
 }
 
 

@@ -22,6 +22,13 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    # Torch's own, at the first use of forward-mode derivatives in a process.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:.torch.jit.script. is (deprecated|not):DeprecationWarning"
+    )
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -8,6 +8,8 @@ expression whose value is the forward pass:
                     with e = (softmax(logits) - onehot) / tokens written out
     straight-through  x + sg(f(x) - x)
     center_scale    (x - mean x) / sg(sigma)
+    feedback point  y = sg(x), and the loss gains sum(z * sg(e F)) less its own value, z = x or, behind a
+                    norm, (x - mean x) / sigma
 
 sg is ``detach``. ``projected`` and the fused softmax claim to be exact: here they are plain operations.
 """
@@ -17,11 +19,18 @@ import math
 import torch
 from torch import Tensor
 
+
+def matrix(weight, buffers, name: str) -> Tensor:
+    return buffers[f"{name}.feedback_weight"]
+
+
 # The matrix F of grad_input = error F, by rule.
 FEEDBACK = {
     "bp": lambda weight, buffers, name: weight,
-    "fa": lambda weight, buffers, name: buffers[f"{name}.feedback_weight"],
-    "dfa": lambda weight, buffers, name: buffers[f"{name}.feedback_weight"],
+    "fa": matrix,
+    "dfa": matrix,
+    "kp": matrix,
+    "wm": matrix,
     "sign_sym": lambda weight, buffers, name: (
         ((weight > 0).to(weight) - (weight < 0).to(weight)) * buffers[f"{name}.feedback_scale"]
     ),
@@ -45,6 +54,8 @@ class Reference:
     def linear(self, name: str, x: Tensor) -> Tensor:
         weight = self.p[f"{name}.weight"]
         method = self.config.method
+        if self.config.dfa_granularity != "layer" and name != "head":
+            method = {"bp": "bp", "grape": "fa"}[self.config.dfa_inside]
         y = torch.einsum("...i,oi->...o", x.detach(), weight)
         if method in OUTPUT_ERROR and name != "head":
             self.consumed.append((name, x))
@@ -54,6 +65,14 @@ class Reference:
         if f"{name}.bias" in self.p:
             y = y + self.p[f"{name}.bias"]
         return y
+
+    def point(self, name: str, x: Tensor) -> Tensor:
+        z = x
+        if self.config.dfa_norm:
+            mean = x.mean(-1, keepdim=True)
+            z = (x - mean) / ((x - mean).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+        self.consumed.append((name, z))
+        return x.detach()
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         mode = self.config.ln_mode
@@ -99,6 +118,8 @@ class Reference:
         config = self.config
         gate = {part: self.p.get(f"{name}.alpha_{part}", 1.0) for part in ("attn", "mlp")}
         x = x + gate["attn"] * self.attention(f"{name}.attn", self.norm(f"{name}.ln1", x))
+        if config.dfa_granularity == "sublayer":
+            x = self.point(f"{name}.feedback_attn", x)
         x = x + gate["mlp"] * self.mlp(f"{name}.mlp", self.norm(f"{name}.ln2", x))
         x = winners(x, config.resid_topk)
         if config.vq_codes:
@@ -106,6 +127,8 @@ class Reference:
         if config.subspace_rank:
             q = self.buffers[f"{name}.subspace.Q"]
             x = torch.einsum("btc,cr,dr->btd", x, q, q)
+        if config.dfa_granularity != "layer":
+            x = self.point(f"{name}.feedback", x)
         return x
 
     def logits(self, idx: Tensor) -> Tensor:

@@ -51,6 +51,20 @@ MODEL_REFUSALS = {
         ({"resid_topk": 1.0}, "resid_topk=1"),
     ],
     "vq_codes": [({"vq_codes": -1}, "vq_codes=-1: must be an integer of at least 0")],
+    "dfa_granularity": [
+        ({"dfa_granularity": "token"}, "dfa_granularity='token': allowed are 'layer', 'sublayer', 'block'"),
+        (
+            {"method": "fa", "dfa_granularity": "block"},
+            "dfa_granularity='block': has no effect with method='fa'; needs method dfa",
+        ),
+    ],
+    "dfa_norm": [
+        ({"dfa_norm": True, "method": "dfa"}, "dfa_norm=True: needs dfa_granularity='sublayer' or 'block'")
+    ],
+    "dfa_inside": [
+        ({"dfa_inside": "fa"}, "dfa_inside='fa': allowed are 'bp', 'grape'"),
+        ({"dfa_inside": "grape", "method": "dfa"}, "dfa_inside='grape': needs dfa_granularity='sublayer'"),
+    ],
     "subspace_rank": [({"subspace_rank": 13}, "subspace_rank=13: .* at least 0 and at most 12")],
     "fa_sparse_k": [
         (
@@ -67,6 +81,10 @@ TRAIN_REFUSALS = {
     "steps": [({"steps": 0}, "steps=0: must be an integer of at least 1")],
     "batch_size": [({"batch_size": 0}, "batch_size=0: must be an integer of at least 1")],
     "eval_interval": [({"eval_interval": 0}, "eval_interval=0: must be an integer of at least 1")],
+    "anchor_interval": [
+        ({"anchor_interval": -1}, "anchor_interval=-1: must be an integer of at least 0"),
+        ({"anchor_interval": 2.0}, "anchor_interval=2.0: must be an integer"),
+    ],
     "warmup": [({"warmup": -1}, "warmup=-1: must be an integer of at least 0")],
     "lr": [({"lr": value}, f"lr={value}: must be positive and finite") for value in (0.0, -1.0, math.inf)],
     "min_lr_ratio": [
@@ -153,6 +171,7 @@ def test_configurations_take_keywords_and_do_not_change():
 # ------------------------------------------------------------ nothing is ignored
 
 GRAPE = {"method": "fa", "fa_grape": True}
+NETWORK = {"method": "dfa", "fa_grape": True}
 # Field: the other options, and a value that must make a difference to them.
 DIFFERENCES = {
     "block_size": ({}, 9),
@@ -183,6 +202,17 @@ DIFFERENCES = {
     "fa_grape_n_probe": (GRAPE, 3),
     "fa_grape_lr": (GRAPE, 0.5),
     "fa_grape_head": (GRAPE, False),
+    "fa_grape_update": (GRAPE, "kaczmarz"),
+    "fa_grape_start": (GRAPE, 2),
+    "jvp_update": (NETWORK, "fdfa"),
+    "jvp_rate": (NETWORK, 0.5),
+    "jvp_share": (NETWORK, 1.0),
+    "sign_magnitude": ({"method": "sign_sym"}, "random"),
+    "mirror_n_probe": ({"method": "wm"}, 3),
+    "mirror_rate": ({"method": "wm"}, 0.5),
+    "dfa_granularity": ({"method": "dfa"}, "block"),
+    "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
+    "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
 }
 
 
@@ -196,9 +226,11 @@ def test_no_field_is_ignored(field):
     seen = []
     for options in (others, others, {**others, field: value}):
         model = make_model(**options)
-        model.align_feedback("probes", 0)
+        idx, targets = make_batch()
+        for key in range(1 + model.config.fa_grape_start):
+            model.align_feedback("probes", key, idx=idx)
         torch.manual_seed(0)
-        gradients = model_gradients(model, *make_batch())
+        gradients = model_gradients(model, idx, targets)
         seen.append({name: None if g is None else g.tolist() for name, g in gradients.items()})
     assert seen[0] == seen[1]
     assert seen[0] != seen[2]
@@ -241,6 +273,17 @@ OPTIONS = {
     "fa_grape_n_probe": few,
     "fa_grape_lr": st.sampled_from([1.0, 0.5, 2.0, 3.0]),
     "fa_grape_head": st.booleans(),
+    "fa_grape_update": st.sampled_from(["cosine", "kaczmarz", "newton"]),
+    "fa_grape_start": few,
+    "jvp_update": st.sampled_from(["grape", "fdfa"]),
+    "jvp_rate": st.sampled_from([0.05, 1.0, 0.0]),
+    "jvp_share": st.sampled_from([0.5, 1.0, 0.0]),
+    "sign_magnitude": st.sampled_from(["uniform", "random"]),
+    "mirror_n_probe": few,
+    "mirror_rate": st.sampled_from([0.1, 1.0, 2.0]),
+    "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),
+    "dfa_norm": st.booleans(),
+    "dfa_inside": st.sampled_from(["bp", "grape"]),
 }
 
 
@@ -323,7 +366,7 @@ def test_a_preset_takes_other_values():
     [
         (("large",), "preset='large': allowed are 'tiny', 'cpu', 'gpu'"),
         (("tiny", {"n_heads": 2}), "field='n_heads': allowed are attn_mode, bias, block_size"),
-        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are batch_size, beta1"),
+        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are anchor_interval, batch_size"),
         (("tiny", {"n_head": 5}), "n_embd=32: must be divisible by n_head=5"),
         (("tiny", {"bias": 1}), "bias=1: must be true or false"),
         (("tiny", {"bias": "true"}), "bias='true': must be true or false"),

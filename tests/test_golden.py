@@ -61,12 +61,16 @@ def losses(options: dict, disturb: float = 0.0) -> list[float]:
             parameter.mul_(1 + disturb)
     optimizer = build_optimizer(model, TRAIN)
     ids = text()
+
+    def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = {"batch_size": TRAIN.batch_size, "block_size": MODEL["block_size"]}
+        return batch(ids, **sizes, seed=TRAIN.seed, step=step)
+
+    for i in range(model.config.fa_grape_start):
+        model.align_feedback(TRAIN.seed, "start", i, idx=draw(i)[0])
     curve = []
     for step in range(TRAIN.steps):
-        x, y = batch(
-            ids, batch_size=TRAIN.batch_size, block_size=MODEL["block_size"], seed=TRAIN.seed, step=step
-        )
-        curve.append(training_step(model, optimizer, TRAIN, x, y, step).item())
+        curve.append(training_step(model, optimizer, TRAIN, *draw(step), step).item())
     return curve
 
 

@@ -17,21 +17,23 @@ MODULES = {
 
 # A module may import modules of the lines above its own only, wherever in its code the import stands.
 LAYERS = """
-validation seeds files vocabulary plays drawings rules.grape
+validation seeds files vocabulary plays environment exact style drawings rules.grape
 rules.base bottlenecks surrogates batches corpus
 rules.feedback_init rules.backprop rules.sign_symmetry ngrams
-rules.direct_feedback_alignment rules.feedback_alignment
+rules.direct_feedback_alignment rules.feedback_alignment rules.weight_mirror
+rules.kolen_pollack
 rules
-config linear
-blocks specs
-model records suites
-alignment cost steps checkpoints verification
+config feedback
+jacobian linear feedback_points specs
+alignment convert blocks records suites
+model
+transport diagnostics cost steps checkpoints verification
 run_state bench
 training
 runs progress
 scheduler tables
 results
-figures
+alignment_figures figures
 cli_options
 cli_records
 cli

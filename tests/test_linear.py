@@ -72,6 +72,8 @@ def test_forward_by_hand():
 INPUT_GRADIENTS = {
     "bp": [[7.0, -2.0, -1.5], [-3.0, 0.0, 1.0], [6.0, -6.0, 0.5]],
     "fa": [[0.0, 2.0, 11.0], [1.0, -1.0, -5.0], [5.0, 1.0, 8.0]],
+    "kp": [[0.0, 2.0, 11.0], [1.0, -1.0, -5.0], [5.0, 1.0, 8.0]],
+    "wm": [[0.0, 2.0, 11.0], [1.0, -1.0, -5.0], [5.0, 1.0, 8.0]],
     # signs [[+, -, +], [+, 0, -]], scale 0.25
     "sign_sym": [[0.75, -0.25, -0.25], [-0.25, 0.0, 0.25], [1.0, -0.75, 0.5]],
     # an output error of width 1 with rows 1, -2, 3 times a feedback (2, 0, 1)
@@ -86,7 +88,7 @@ def test_every_rule_is_worked_out_by_hand():
 @pytest.mark.parametrize("method", INPUT_GRADIENTS)
 def test_backward_by_hand(method):
     layer = by_hand(method, error_features=1)
-    if method == "fa":
+    if method in ("fa", "kp", "wm"):
         layer.feedback_weight.copy_(F)
     elif method == "dfa":
         layer.feedback_weight.copy_(F[:1])
@@ -117,8 +119,9 @@ def test_at_the_output_the_outputs_error_is_the_local_error(method):
 # ------------------------------------------------------------ limits
 
 
-def test_fa_with_the_weight_as_its_feedback_is_backpropagation():
-    model, exact = make_model(method="fa", bias=True), make_model(bias=True)
+@pytest.mark.parametrize("method", ["fa", "kp", "wm"])
+def test_with_the_weight_as_its_feedback_the_rule_is_backpropagation(method):
+    model, exact = make_model(method=method, bias=True), make_model(bias=True)
     for layer in model.local_linears():
         layer.feedback_weight.copy_(layer.weight.detach())
     idx, targets = make_batch()

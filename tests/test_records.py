@@ -31,6 +31,7 @@ def test_the_digest_never_changes():
 
 # For every field: what it needs to have an effect, and another value.
 GRAPE = {"method": "fa", "fa_grape": True}
+NETWORK = {"method": "dfa", "fa_grape": True}
 CHANGES = {
     "method": ({}, "fa"),
     "fa_init_mode": ({"method": "fa"}, "orthogonal"),
@@ -41,6 +42,17 @@ CHANGES = {
     "fa_grape_n_probe": (GRAPE, 4),
     "fa_grape_lr": (GRAPE, 0.5),
     "fa_grape_head": (GRAPE, False),
+    "fa_grape_update": (GRAPE, "kaczmarz"),
+    "fa_grape_start": (GRAPE, 2),
+    "jvp_update": (NETWORK, "fdfa"),
+    "jvp_rate": (NETWORK, 0.5),
+    "jvp_share": (NETWORK, 1.0),
+    "sign_magnitude": ({"method": "sign_sym"}, "random"),
+    "mirror_n_probe": ({"method": "wm"}, 3),
+    "mirror_rate": ({"method": "wm"}, 0.5),
+    "dfa_granularity": ({"method": "dfa"}, "block"),
+    "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
+    "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
     "block_size": ({}, 8),
     "vocab_size": ({}, 64),
     "n_layer": ({}, 3),
@@ -72,6 +84,7 @@ CHANGES = {
     "grad_clip": ({}, 0.0),
     "eval_interval": ({}, 6),
     "freeze_body": ({}, True),
+    "anchor_interval": ({"method": "fa"}, 5),
     "precision": ({}, "float64"),
     "compile": ({}, True),
 }

@@ -276,6 +276,32 @@ REFUSED = {
     "rate 0": ({"method": "fa", "fa_grape": True, "fa_grape_lr": 0.0}, r"fa_grape_lr=0.0: must be in \(0, 2"),
     "rate only": ({"method": "fa", "fa_grape_lr": 0.5}, "fa_grape_lr=0.5: needs fa_grape=True"),
     "head only": ({"method": "fa", "fa_grape_head": False}, "fa_grape_head=False: needs fa_grape=True"),
+    "update": (
+        {"method": "fa", "fa_grape": True, "fa_grape_update": "newton"},
+        "fa_grape_update='newton': allowed are 'cosine', 'kaczmarz'",
+    ),
+    "update only": ({"method": "fa", "fa_grape_update": "kaczmarz"}, "fa_grape_update='kaczmarz': needs fa_"),
+    "start": ({"method": "fa", "fa_grape": True, "fa_grape_start": -1}, "fa_grape_start=-1: must be an int"),
+    "start only": ({"method": "fa", "fa_grape_start": 5}, "fa_grape_start=5: needs fa_grape=True"),
+    "jvp": ({"method": "dfa", "jvp_update": "sgd"}, "jvp_update='sgd': allowed are 'grape', 'fdfa'"),
+    "jvp only": ({"method": "dfa", "jvp_update": "fdfa"}, "jvp_update='fdfa': needs fa_grape=True"),
+    "jvp rate": ({"method": "dfa", "fa_grape": True, "jvp_rate": 0.0}, r"jvp_rate=0.0: must be in \(0, 1\]"),
+    "jvp share": (
+        {"method": "dfa", "fa_grape": True, "jvp_share": 1.5},
+        r"jvp_share=1.5: must be in \(0, 1\]",
+    ),
+    "jvp rate only": ({"method": "dfa", "jvp_rate": 0.5}, "jvp_rate=0.5: needs fa_grape=True"),
+    "probes of dfa": (
+        {"method": "dfa", "fa_grape": True, "fa_grape_n_probe": 8},
+        "fa_grape_n_probe=8: has no effect with method='dfa'; needs method fa",
+    ),
+    "magnitude": ({"method": "sign_sym", "sign_magnitude": "one"}, "sign_magnitude='one': allowed are 'unif"),
+    "uniform magnitudes have no seed": (
+        {"method": "sign_sym", "feedback_seed": 1},
+        "feedback_seed=1: has no effect with sign_magnitude='uniform'; needs 'random'",
+    ),
+    "mirror": ({"method": "wm", "mirror_n_probe": 0}, "mirror_n_probe=0: must be an integer of at least 1"),
+    "mirror rate": ({"method": "wm", "mirror_rate": 1.5}, r"mirror_rate=1.5: must be in \(0, 1\]"),
 }
 OF_ANOTHER_RULE = {
     "fa_init_mode": "orthogonal",
@@ -286,6 +312,14 @@ OF_ANOTHER_RULE = {
     "fa_grape_n_probe": 8,
     "fa_grape_lr": 0.5,
     "fa_grape_head": False,
+    "fa_grape_update": "kaczmarz",
+    "fa_grape_start": 2,
+    "jvp_update": "fdfa",
+    "jvp_rate": 0.5,
+    "jvp_share": 1.0,
+    "sign_magnitude": "random",
+    "mirror_n_probe": 8,
+    "mirror_rate": 0.5,
 }
 
 
@@ -295,6 +329,10 @@ def test_options_that_cannot_work_are_refused(options, message):
         RuleOptions(**options)
 
 
+def test_the_options_of_every_rule_are_tried():
+    assert set().union(*(rule.uses for rule in RULES.values())) == set(OF_ANOTHER_RULE)
+
+
 @pytest.mark.parametrize("method", RULES)
 @pytest.mark.parametrize("field", OF_ANOTHER_RULE)
 def test_an_option_that_the_rule_does_not_use_is_refused(field, method):
@@ -302,8 +340,10 @@ def test_an_option_that_the_rule_does_not_use_is_refused(field, method):
     if field in RULES[method].uses:
         if field == "fa_sparse_k":
             options["fa_init_mode"] = "sparse"
-        elif field.startswith("fa_grape_"):
+        elif field.startswith(("fa_grape_", "jvp_")):
             options["fa_grape"] = True
+        elif (field, method) == ("feedback_seed", "sign_sym"):
+            options["sign_magnitude"] = "random"
         assert getattr(RuleOptions(**options), field) == OF_ANOTHER_RULE[field]
     else:
         with pytest.raises(ValueError, match=f"{field}=.* has no effect with method='{method}'; needs"):
