@@ -10,6 +10,7 @@
 from localgpt_core.alignment import alignment
 from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
 from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.convert import Localized, localize
 from localgpt_core.corpus import Corpus, load_corpus
 from localgpt_core.linear import LocalLinear
 from localgpt_core.model import LocalGPT
@@ -38,6 +39,7 @@ __all__ = [
     "LocalGPT",
     "LocalGPTConfig",
     "LocalLinear",
+    "Localized",
     "RuleOptions",
     "RunRecord",
     "RunSpec",
@@ -50,6 +52,7 @@ __all__ = [
     "describe",
     "load_corpus",
     "load_records",
+    "localize",
     "train",
     "weight_transport",
 ]

@@ -179,8 +179,8 @@ def feedback_cosines(model: nn.Module, idx: Tensor, seed: int = 0) -> dict[str, 
         )
     cosines = {}
     for name, place in places.items():
-        target = targets[place] if place in direct else place.weight.detach()
-        weight = None if place.rule.transports == "nothing" else place.weight.detach()
+        target = targets[place] if place in direct else place.matrix.detach()
+        weight = None if place.rule.transports == "nothing" else place.matrix.detach()
         feedback = place.rule.feedback(weight, place.buffer)
         sizes = _norm(feedback) * _norm(target)
         cosines[name] = _inner(feedback, target) / sizes if sizes > 0 else math.nan

@@ -143,6 +143,10 @@ class LocalLinear(HoldsFeedback, nn.Linear):
         require_integer("out_features", out_features, 1)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         options = options or RuleOptions()
+        self._take_rule(options, is_output, error_features)
+        self._register_feedback(options)
+
+    def _take_rule(self, options: RuleOptions, is_output: bool, error_features: int | None) -> None:
         self.rule = RULES[options.method](options)
         self.is_output = is_output
         uses_output_error = self.rule.error == "output" and not is_output
@@ -151,10 +155,14 @@ class LocalLinear(HoldsFeedback, nn.Linear):
             error_features is not None or not uses_output_error, "error_features", error_features, allowed
         )
         self.tap_features = error_features if uses_output_error else None
-        self._register_feedback(options)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix (out x in), however the layer keeps it."""
+        return self.weight
 
     def _weight(self) -> Tensor:
-        return self.weight
+        return self.matrix
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Return y (..., out) for x (..., in).
@@ -168,10 +176,10 @@ class LocalLinear(HoldsFeedback, nn.Linear):
         if isinstance(taps, Perturbation):
             x = taps.perturb(self, x)
         if self.exact or not torch.is_grad_enabled():
-            return functional.linear(x, self.weight, self.bias)
+            return functional.linear(x, self.matrix, self.bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
-        weight, bias = self.weight, self.bias
+        weight, bias = self.matrix, self.bias
         if torch.is_autocast_enabled(x.device.type):
             # Cast outside the Function: autograd then returns the gradients to the parameters' own dtype.
             dtype = torch.get_autocast_dtype(x.device.type)

@@ -11,7 +11,7 @@ probes or by equal increments, happens elsewhere and is the rule's business.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,7 +105,9 @@ def _readers(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str, tuple[
     """Return for each layer what is read of its weight, and by which parameters' gradients."""
     probe = _Probe(model, idx, targets)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LocalLinear)}
-    before, outputs = _recorded(probe, layers)
+    # A weight may be tied: the values that an embedding looks up in it are held as well.
+    owners = {name: m for name, m in model.named_modules() if isinstance(m, LocalLinear | nn.Embedding)}
+    before, outputs = _recorded(probe, owners)
     found: dict[str, tuple[Reads, set[str]]] = {}
     for name, layer in layers.items():
         weight = layer.weight.detach()
@@ -116,7 +118,11 @@ def _readers(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str, tuple[
             "weight": weight * (0.5 + random),
             "sign": weight * torch.where(random < 0.5, -1.0, 1.0).to(weight.dtype),
         }.items():
-            with _replaced(layer.weight, values), _output_held(layer, outputs[name]):
+            with ExitStack() as held:
+                for owner, module in owners.items():
+                    if module.weight is layer.weight:
+                        held.enter_context(_output_held(module, outputs[owner]))
+                held.enter_context(_replaced(layer.weight, values))
                 readers[kind] = probe.changed(before)
         reads = next((kind for kind, names in readers.items() if names), "nothing")
         found[name] = reads, readers["weight"] | readers["sign"]
