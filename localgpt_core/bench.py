@@ -4,11 +4,13 @@ Variant and reference take turns within one process, in an order drawn anew for 
 whose speed drifts slows both alike; what is reported is the median of the ratios pair by pair.
 """
 
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +19,14 @@ from torch.nn import functional
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig, preset
 from localgpt_core.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
+from localgpt_core.environment import environment
+from localgpt_core.files import atomic_write
 from localgpt_core.linear import LocalLinear
 from localgpt_core.model import LocalGPT
 from localgpt_core.steps import build_model, build_optimizer, training_step
+from localgpt_core.suites import Suite
 
-__all__ = ["Row", "measure", "render"]
+__all__ = ["Row", "measure", "read_rows", "render", "write_rows"]
 
 WARM_UP_STEPS = 3
 
@@ -55,6 +60,7 @@ class Variant:
     model: dict[str, Any] = field(default_factory=dict)
     against: dict[str, Any] = field(default_factory=dict)
     plain_reference: bool = False
+    train: dict[str, Any] = field(default_factory=dict)
 
 
 def variants(width: int) -> list[Variant]:
@@ -89,14 +95,21 @@ def variants(width: int) -> list[Variant]:
     ]
 
 
+def arms_of(suite: Suite) -> list[Variant]:
+    """Return the arms of a suite as what is measured, each against backpropagation."""
+    return [Variant(arm.name, arm.model, train=arm.train) for arm in suite.arms]
+
+
 @dataclass(frozen=True)
 class Row:
     """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs.
 
-    ``update`` is what moving the feedback costs in each step, in forward passes; it is part of the rest.
+    ``milliseconds`` is the variant's own step, the median. ``update`` is what moving the feedback costs in
+    each step, in forward passes; it is part of the rest.
     """
 
     name: str
+    milliseconds: float
     time: float
     time_low: float
     time_high: float
@@ -149,27 +162,33 @@ class _Stepper:
         return alignment_in_forward_passes(self.model, self.idx)
 
 
-def measure(preset_name: str, device: torch.device, pairs: int, say: Callable[[str], None]) -> list[Row]:
-    """Return the ratios of every variant at a preset's sizes; the random state of torch is kept.
+def measure(
+    preset_name: str,
+    device: torch.device,
+    pairs: int,
+    say: Callable[[str], None],
+    suite: Suite | None = None,
+) -> list[Row]:
+    """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
 
-    Dropout is off where a reference is softmax without it, as in the preset.
+    The random state of torch is kept.
     """
     rows = []
-    width = preset(preset_name)[0].n_embd
+    measured = variants(preset(preset_name)[0].n_embd) if suite is None else arms_of(suite)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        for variant in variants(width):
+        for variant in measured:
             say(f"measuring {variant.name}")
             rows.append(_row(variant, preset_name, device, pairs))
     return rows
 
 
 def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
-    model, config = preset(preset_name, variant.model)
-    reference_model, _ = preset(preset_name, variant.against)
+    model, config = preset(preset_name, variant.model, variant.train)
+    reference_model, reference_config = preset(preset_name, variant.against)
     ours = _Stepper(model, config, device, plain=False)
-    reference = _Stepper(reference_model, config, device, plain=variant.plain_reference)
+    reference = _Stepper(reference_model, reference_config, device, plain=variant.plain_reference)
     order = random.Random(0)
-    ratios = []
+    ratios, times = [], []
     for _ in range(pairs):
         if order.random() < 0.5:
             mine = ours.seconds()
@@ -178,9 +197,39 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
             theirs = reference.seconds()
             mine = ours.seconds()
         ratios.append(mine / theirs)
+        times.append(1000 * mine)
     low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
     memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
-    return Row(variant.name, median, low, high, memory, flops, ours.update())
+    own = statistics.median(times)
+    return Row(variant.name, own, median, low, high, memory, flops, ours.update())
+
+
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with 4 significant digits: a time has no more to say."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+
+
+def write_rows(rows: list[Row], path: Path, preset_name: str, device: str) -> None:
+    """Write the rows and what they were measured on as JSON, atomically."""
+    content = {
+        "preset": preset_name,
+        "environment": environment(device),
+        "rows": [_short(asdict(row)) for row in rows],
+    }
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_rows(path: Path) -> tuple[dict[str, Row], dict[str, Any]]:
+    """Return the rows of such a file by name, and its environment.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {row["name"]: Row(**row) for row in content["rows"]}, content["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"benchmark {path.name} cannot be read: {error}") from None
 
 
 def render(rows: list[Row]) -> str:

@@ -30,6 +30,7 @@ from localgpt_core.progress import progress
 from localgpt_core.records import RunRecord
 from localgpt_core.runs import execute, sample_text
 from localgpt_core.specs import resolve_spec
+from localgpt_core.suites import read_suite
 from localgpt_core.training import select_device
 from localgpt_core.validation import require, require_integer
 
@@ -147,17 +148,23 @@ def corpus(
 
 @app.command()
 def bench(
+    suite: Annotated[Path | None, typer.Argument(help="measure the arms of this suite instead")] = None,
     preset: Preset = "cpu",
     device: Device = "cpu",
     threads: Threads = 1,
     pairs: Annotated[int, typer.Option(help="paired measurements per row")] = 30,
+    out: Annotated[Path | None, typer.Option(help="write the rows to this JSON file too")] = None,
 ) -> None:
     """Measure step time, memory and FLOPs of every rule and option relative to backpropagation."""
-    from localgpt_core.bench import measure, render
+    from localgpt_core.bench import measure, render, write_rows
 
     set_threads(threads)
     require_integer("pairs", pairs, 1)
-    print(render(measure(preset, select_device(device), pairs, say)))
+    arms = None if suite is None else read_suite(suite)
+    rows = measure(preset, select_device(device), pairs, say, arms)
+    if out is not None:
+        write_rows(rows, out, preset, device)
+    print(render(rows))
 
 
 app.add_typer(commands)

@@ -55,7 +55,11 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
         previous = loss
 
 
-AXES = {"step": "training step", "tflops": "matmul work of training ($10^{12}$ FLOPs)"}
+AXES = {
+    "step": "training step",
+    "tflops": "matmul work of training ($10^{12}$ FLOPs)",
+    "seconds": "time of the training steps (s)",
+}
 
 
 def loss_curves(
@@ -64,20 +68,22 @@ def loss_curves(
     floors: Mapping[str, float],
     top: float | None = None,
     x: str = "step",
+    step_seconds: Mapping[str, float] | None = None,
 ) -> Figure:
     """Return validation loss over training: the mean over seeds, every seed as a thin line, the floors.
 
-    ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"`` or
-    ``"tflops"``.
+    ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"``,
+    ``"tflops"`` or ``"seconds"``; the last needs the seconds of a training step of each arm.
     """
     curves = results.curves()
+    curves["seconds"] = curves["step"] * curves["arm"].map(dict(step_seconds or {}))
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
         own = curves[curves["arm"] == arm]
         style = look(i)
         for _, seed in own.groupby("seed"):
             ax.plot(seed[x], seed["val_loss"], color=style["color"], linewidth=0.6, alpha=0.5)
-        mean = own.groupby("step")[["step", "tflops", "val_loss"]].mean()
+        mean = own.groupby("step")[["step", "tflops", "seconds", "val_loss"]].mean()
         n = own["seed"].nunique()
         ax.plot(mean[x], mean["val_loss"], label=f"{results.labels[arm]} (n = {n})", **style)
     ax.set(xlabel=AXES[x], ylabel=LOSS)

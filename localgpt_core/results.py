@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -156,8 +156,9 @@ class SuiteResults:
         """
         runs = self.runs.copy()
         for name in names:
-            specs = [self.records[digest].spec for digest in runs["digest"]]
-            values = [{**spec["model"], **spec["train"]} for spec in specs]
+            # Through the spec as an object: a record may be older than a field, which then had its default.
+            specs = [self.records[digest].run_spec for digest in runs["digest"]]
+            values = [{**asdict(spec.model), **asdict(spec.train)} for spec in specs]
             require(all(name in value for value in values), "field", name, "must be one of a configuration")
             runs[name] = [value[name] for value in values]
         return runs

@@ -1,7 +1,6 @@
 """From a `RunSpec` to a `RunRecord`: train, and note what ran, on what, with what."""
 
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from localgpt_core.corpus import Corpus
+from localgpt_core.environment import environment
 from localgpt_core.model import LocalGPT
 from localgpt_core.records import RunRecord
 from localgpt_core.seeds import generator
@@ -118,7 +118,7 @@ def execute(
         curves=result.curves if result else {},
         diagnostics=result.diagnostics if result else {},
         sample=sample,
-        environment=_environment(device),
+        environment=environment(device),
         provenance={
             "command": _command(),
             **_git(),
@@ -140,30 +140,6 @@ def _without_folder(argument: str) -> str:
     """Return an absolute path's last part: a record says what ran, not where somebody keeps it."""
     option, equals, value = argument.rpartition("=")
     return option + equals + Path(value).name if os.path.isabs(value) else argument
-
-
-def _environment(device: str) -> dict[str, object]:
-    chosen = torch.device(device)
-    return {
-        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _cpu_name(),
-        "device_type": chosen.type,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cuda": torch.version.cuda,
-        "system": platform.system(),
-    }
-
-
-def _cpu_name() -> str:
-    """Return the CPU's model name where the system tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _git() -> dict[str, object]:

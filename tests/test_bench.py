@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from localgpt_core import LocalGPT, LocalLinear, RuleOptions
-from localgpt_core.bench import measure, render, variants, with_plain_linears
+from localgpt_core.bench import measure, read_rows, render, variants, with_plain_linears, write_rows
 from localgpt_core.config import preset
 from localgpt_core.cost import peak_step_bytes
+from localgpt_core.suites import read_suite
 
 
 def test_plain_linears_compute_the_same_function_and_gradients():
@@ -38,6 +39,33 @@ def test_every_variant_is_measured_and_printed(monkeypatch):
     assert by_name["vq 256 codes"].flops > 1.0
     text = render(rows)
     assert all(row.name in text for row in rows) and len(text.splitlines()) == len(rows) + 1
+
+
+def test_the_arms_of_a_suite_are_measured_and_kept(tmp_path):
+    suite = tmp_path / "two.toml"
+    suite.write_text(
+        'question = "?"\npreset = "tiny"\nseeds = [1]\n[arms.bp]\n[arms.grape]\n'
+        'model = { method = "dfa", fa_grape = true }\n[arms."frozen body"]\ntrain = { freeze_body = true }\n'
+    )
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None, read_suite(suite))
+    assert [row.name for row in rows] == ["bp", "grape", "frozen body"]
+    assert rows[0].update == 0.0 and rows[1].update > 1.0
+    assert rows[0].flops == 1.0 and rows[1].flops > 1.2 and rows[2].flops < 0.8
+    assert all(row.milliseconds > 0 for row in rows)
+    write_rows(rows, tmp_path / "rows.json", "tiny", "cpu")
+    again, measured_on = read_rows(tmp_path / "rows.json")
+    assert list(again) == [row.name for row in rows]
+    assert again["grape"].flops == pytest.approx(rows[1].flops, rel=1e-3)
+    assert measured_on["torch"] == torch.__version__
+
+
+def test_a_damaged_benchmark_is_named(tmp_path):
+    for content in ("", "{}", '{"rows": [{}], "environment": {}}'):
+        (tmp_path / "rows.json").write_text(content)
+        with pytest.raises(ValueError, match=r"benchmark rows\.json cannot be read"):
+            read_rows(tmp_path / "rows.json")
+    with pytest.raises(ValueError, match=r"benchmark none\.json cannot be read"):
+        read_rows(tmp_path / "none.json")
 
 
 def test_peak_step_bytes_counts_what_lives_at_the_same_time():
