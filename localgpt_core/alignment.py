@@ -130,9 +130,16 @@ def _gradients(
     """Return the gradient of each parameter, the stream behind each block and its gradient."""
     with _stream(model) as stream:
         value = loss()
-    grads = torch.autograd.grad(value, [*trained.values(), *stream], allow_unused=True)
+    # Below the lowest trained parameter no gradient reaches the stream.
+    reached = [x for x in stream if x.requires_grad]
+    grads = torch.autograd.grad(value, [*trained.values(), *reached], allow_unused=True)
     n = len(trained)
-    return dict(zip(trained, grads[:n], strict=True)), [x.detach() for x in stream], list(grads[n:])
+    errors = iter(grads[n:])
+    return (
+        dict(zip(trained, grads[:n], strict=True)),
+        [x.detach() for x in stream],
+        [next(errors) if x.requires_grad else None for x in stream],
+    )
 
 
 @contextmanager

@@ -23,7 +23,8 @@ class MaybeExact:
 @contextmanager
 def exact_derivatives(model: nn.Module) -> Iterator[None]:
     """Make every backward pass through ``model`` exact inside the ``with`` block."""
-    modules = [module for module in model.modules() if isinstance(module, MaybeExact)]
+    # Only those that are not exact already: an inner block must not end an outer one.
+    modules = [module for module in model.modules() if isinstance(module, MaybeExact) and not module.exact]
     try:
         for module in modules:
             module.exact = True

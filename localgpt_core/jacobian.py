@@ -64,13 +64,14 @@ class _Leaves(Perturbation):
 
 @contextmanager
 def _measured(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with exact_derivatives(model):
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 @torch.no_grad()
