@@ -99,13 +99,13 @@ FLOPS = {
     "fa-kaczmarz": (1.06, 1.06),
     "fa-grape-start": (1.06, 1.06),
     "sign_sym-random": (1.0, 1.0),
-    "dfa-grape": (1.68, 1.6),
-    "dfa-fdfa": (1.68, 1.6),
-    "dfa-sublayer": (1.0, 1.0),
-    "dfa-block": (1.0, 1.0),
-    "dfa-block-norm": (1.0, 1.0),
+    "dfa-grape": (1.38, 1.27),
+    "dfa-fdfa": (1.38, 1.27),
+    "dfa-sublayer": (1.03, 1.01),
+    "dfa-block": (1.02, 1.01),
+    "dfa-block-norm": (1.02, 1.01),
     "dfa-block-inside-grape": (1.06, 1.06),
-    "dfa-block-norm-grape": (1.8, 1.8),
+    "dfa-block-norm-grape": (1.45, 1.46),
 }
 
 
