@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["feedback_paths", "model_drawing"]
+__all__ = ["direct_paths", "feedback_paths", "model_drawing"]
 
 SIZE = (7.2, 7.4)  # inches
 SIGNAL, ERROR = sns.color_palette("colorblind")[:2]
@@ -139,5 +139,34 @@ def feedback_paths() -> Figure:
         ax.text(3, -0.75, "error", ha="center", fontsize=12, color=backward)
         ax.set(xlim=(0, 4), ylim=(-1, 6.5))
         ax.set_title(title, fontsize=14)
+        ax.axis("off")
+    return figure
+
+
+def direct_paths() -> Figure:
+    """Return a drawing of three blocks and a head: the error comes step by step, or straight to each."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 5.6))
+    for ax, title in zip(axes, ("backpropagation", "direct feedback"), strict=True):
+        direct = title == "direct feedback"
+        _arrow(ax, (1, 0.1), (1, 8.6), SIGNAL)
+        for level, name in enumerate(("block 1", "block 2", "block 3", "head")):
+            y = 1.2 + 2 * level
+            _box(ax, 1, y, name, is_local=True)
+            if name == "head":
+                continue
+            if direct:
+                _arrow(ax, (3.6, y + 1), (1.15, y + 1), ERROR)
+                look = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": ERROR, "lw": 2}
+                _text(ax, 2.6, y + 1, f"$B_{level + 1}$", 14, ha="center", bbox=look)
+            else:
+                _arrow(ax, (2.6, y + 2.9), (2.6, y + 1.1), ERROR)
+                _text(ax, 2.8, y + 2, f"through block {level + 2}" if level < 2 else "through the head", 12)
+        if direct:
+            ax.plot([3.6, 3.6], [2.2, 8.9], "--", color=ERROR, linewidth=2)
+        _text(ax, 1, 8.9, "logits", 14, ha="center")
+        _text(ax, 3.6 if direct else 2.6, 9.2, "$e$", 16, ha="center")
+        _text(ax, 1, -0.2, "$h_0$", 15, ha="center")
+        ax.set(xlim=(0, 4.6), ylim=(-0.5, 9.6))
+        ax.set_title(title, fontsize=15)
         ax.axis("off")
     return figure
