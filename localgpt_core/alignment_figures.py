@@ -1,6 +1,8 @@
 """The book's figures of what a rule did over training, from the diagnostics of records."""
 
+import re
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,6 +12,9 @@ from localgpt_core.results import SuiteResults
 from localgpt_core.style import WIDTH, look
 
 __all__ = ["layer_maps", "over_training", "short_names"]
+
+# The places of a block in the order of the forward pass.
+PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "feedback_attn", "mlp.fc", "mlp.proj")
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -75,7 +80,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
     for ax, arm, found in zip(axes[0], arms, maps, strict=True):
         ax.set_facecolor("0.85")
         ax.grid(visible=False)
-        ax.set_title(results.labels[arm].replace(", ", ",\n"), fontsize="small")
+        ax.set_title(fill(results.labels[arm], 60 // len(arms)), fontsize="small")
         ax.set_xlabel("training step", fontsize="small")
         if found.empty:
             ax.set(xticks=[], yticks=[])
@@ -91,5 +96,13 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
 
 def _layers_by_step(table: pd.DataFrame) -> pd.DataFrame:
     """Return layers x steps, the mean over seeds, in the order from the head down to the embeddings."""
-    found = table.groupby(["name", "step"], sort=False)["value"].mean().unstack("step")
-    return found.reindex(list(dict.fromkeys(table["name"]))[::-1])
+    found = table.groupby(["name", "step"])["value"].mean().unstack("step")
+    return found.reindex(sorted(found.index, key=_height, reverse=True))
+
+
+def _height(name: str) -> tuple[int, int]:
+    """Return where a place is: block (embeddings below, the head above all), and place in the block."""
+    block = re.search(r"blocks\.(\d+)\.", name)
+    if block is None:
+        return (-1, -name.startswith("tok_emb")) if "emb" in name else (10**6, 0)
+    return int(block[1]), next((i for i, part in enumerate(PLACES) if part in name), len(PLACES))

@@ -144,8 +144,8 @@ class SuiteResults:
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
         losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
-        losses = losses.reindex(columns=[worst, arm, best]).dropna()
-        shares = 100 * (losses[worst] - losses[arm]) / (losses[worst] - losses[best])
+        low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
+        shares = (100 * (low - own) / (low - high)).dropna()
         return *interval(shares.tolist()), len(shares)
 
     def with_fields(self, *names: str) -> pd.DataFrame:

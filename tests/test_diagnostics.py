@@ -247,7 +247,7 @@ def test_anchor_steps_are_counted_and_paid_for(monkeypatch, interval, count):
     assert record.anchor_steps == result.anchor_steps == count
     dfa = RunState(model, toy_train(), toy_corpus(), torch.device("cpu")).flops_per_token
     exact = RunState(toy_model(), toy_train(), toy_corpus(), torch.device("cpu")).flops_per_token
-    assert dfa < exact
+    assert dfa != exact
     share = count / 20
     assert record.flops_per_token == pytest.approx((1 - share) * dfa + share * exact, rel=1e-12)
 

@@ -100,9 +100,10 @@ def test_a_layer_that_copies_its_weight_in_the_forward_pass_is_caught(cheats):
 
 def test_a_cheat_in_one_layer_is_found_in_that_layer(cheats):
     model = make_model(method="reads")
-    model.blocks[1].mlp.fc.__class__ = CopiesItsWeight
+    # The head: below it the honest feedback of zeros lets no error through that could tell.
+    model.head.__class__ = CopiesItsWeight
     found = weight_transport(model, *make_batch())
-    assert [name for name, reads in found.items() if reads != "nothing"] == ["blocks.1.mlp.fc"]
+    assert [name for name, reads in found.items() if reads != "nothing"] == ["head"]
 
 
 # ------------------------------------------------------------ describe
