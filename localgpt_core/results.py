@@ -123,8 +123,8 @@ class SuiteResults:
 
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence, with the paired difference, its interval and n."""
-        labels = self.labels[arm], self.labels[reference]
         mean, half, n = self.difference(arm, reference)
+        labels = self.labels[arm], self.labels[reference]
         if n < MIN_PAIRS:
             return f"{labels[0]} against {labels[1]}: not enough runs (n = {n})"
         ends = self.verdict(arm, reference).replace("apart", "apart from")

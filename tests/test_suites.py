@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,8 +73,8 @@ def test_a_short_suite_has_the_default_corpus(tmp_path):
 # What is replaced, by what, and what the message says.
 REFUSED = {
     "no TOML": ("[arms.plain]", "[arms.plain", "is not TOML"),
-    "unknown key": ('corpus = "toy"', 'corpora = "toy"', "key='corpora': allowed are arms, corpus, model"),
-    "unknown key of an arm": ("seeds = [2, 3]", "seed = 2", "arm 'control': key='seed': allowed are label"),
+    "unknown key": ('corpus = "toy"', 'corpora = "toy"', "key='corpora': allowed are arms, corpus, diag"),
+    "unknown key of an arm": ("seeds = [2, 3]", "seed = 2", "arm 'control': key='seed': allowed are diag"),
     "no question": ('question = "Which?"', "", "key='question': is missing"),
     "no preset": ('preset = "tiny"', "", "key='preset': is missing"),
     "no seeds": ("seeds = [3, 1]", "", "key='seeds': is missing"),
@@ -134,7 +133,7 @@ def test_a_suite_that_cannot_be_read_is_refused(tmp_path):
     ("old", "new", "message"),
     [
         ("bias = false", "biases = false", "arm 'fa': field='biases': allowed are attn_mode, bias"),
-        ("freeze_body = true", "freeze = true", "arm 'control': field='freeze': allowed are batch_size"),
+        ("freeze_body = true", "freeze = true", "arm 'control': field='freeze': allowed are anchor_interval"),
         ("bias = false", "bias = 0", "arm 'fa': bias=0: must be true or false"),
         ("lr = 1 }", 'lr = "1" }', "arm 'fa': lr='1': must be a number"),
         ("lr = 1 }", "lr = -1 }", "arm 'fa': lr=-1.0: must be positive"),
@@ -226,7 +225,7 @@ def test_every_record_of_the_book_is_valid_and_a_run_of_a_suite():
             problems.append(f"{path.name} is in {path.parent.name}, made for suite {record.suite}")
         elif record.digest not in planned:
             problems.append(f"{path.name} ({record.suite}, {record.arm}): no suite has this run any more")
-        elif dataclasses.asdict(planned[record.digest].spec) != record.spec:
+        elif planned[record.digest].spec != record.run_spec:
             problems.append(f"{path.name}: its spec is not the planned one")
     assert problems == []
 
