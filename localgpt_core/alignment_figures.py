@@ -76,7 +76,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
     rows = max((len(found) for found in maps), default=1)
     size = (WIDTH, 1.5 + 0.19 * rows)
     figure, axes = plt.subplots(1, len(arms), figsize=size, squeeze=False)
-    image = None
+    image, named = None, []
     for ax, arm, found in zip(axes[0], arms, maps, strict=True):
         ax.set_facecolor("0.85")
         ax.grid(visible=False)
@@ -88,7 +88,10 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
         image = ax.imshow(found, aspect="auto", cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
         ends = [0, len(found.columns) - 1]
         ax.set_xticks(ends, [found.columns[i] for i in ends], fontsize="x-small")
-        ax.set_yticks(range(len(found)), short_names(list(found.index)), fontsize="x-small")
+        # Rows are named once, where the next map has the same ones.
+        names = short_names(list(found.index))
+        ax.set_yticks(range(len(found)), [] if names == named else names, fontsize="x-small")
+        named = names
     if image is not None:
         figure.colorbar(image, ax=axes, label=colorbar, shrink=0.7)
     return figure

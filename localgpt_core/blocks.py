@@ -35,9 +35,13 @@ def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) ->
     """Return a layer of the body: its output error, where the rule wants it, is that of the logits.
 
     Between the feedback points of a coarser granularity the error is a local one, and passes the weights
-    themselves or feedback that layer-local GrAPE keeps close to them.
+    themselves or feedback that layer-local GrAPE keeps close to them, alone or with Kolen-Pollack.
     """
-    inside = {"bp": RuleOptions(), "grape": RuleOptions(method="fa", fa_grape=True)}
+    inside = {
+        "bp": RuleOptions(),
+        "grape": RuleOptions(method="fa", fa_grape=True),
+        "kp": RuleOptions(method="kp", fa_grape=True, fa_grape_update="kaczmarz"),
+    }
     options = config if config.dfa_granularity == "layer" else inside[config.dfa_inside]
     return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
 

@@ -17,7 +17,7 @@ __all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "preset"]
 ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
 GRANULARITIES = ("layer", "sublayer", "block")
-INSIDE_RULES = ("bp", "grape")
+INSIDE_RULES = ("bp", "grape", "kp")
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected")
 PRECISIONS = ("float64", "float32", "bfloat16")
 

@@ -80,6 +80,8 @@ def loss_curves(
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
         own = curves[curves["arm"] == arm]
+        if own.empty:
+            continue
         style = look(i)
         for _, seed in own.groupby("seed"):
             ax.plot(seed[x], seed["val_loss"], color=style["color"], linewidth=0.6, alpha=0.5)

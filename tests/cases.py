@@ -30,6 +30,7 @@ RULE_CASES: dict[str, dict] = {name: {"method": name} for name in RULES} | {
     "dfa-block": {"method": "dfa", "dfa_granularity": "block"},
     "dfa-block-norm": {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True},
     "dfa-block-inside-grape": {"method": "dfa", "dfa_granularity": "block", "dfa_inside": "grape"},
+    "dfa-block-inside-kp": {"method": "dfa", "dfa_granularity": "block", "dfa_inside": "kp"},
     "dfa-block-norm-grape": {
         "method": "dfa",
         "dfa_granularity": "block",
@@ -105,6 +106,7 @@ FLOPS = {
     "dfa-block": (1.02, 1.01),
     "dfa-block-norm": (1.02, 1.01),
     "dfa-block-inside-grape": (1.06, 1.06),
+    "dfa-block-inside-kp": (1.06, 1.06),
     "dfa-block-norm-grape": (1.45, 1.46),
 }
 

@@ -55,7 +55,7 @@ class Reference:
         weight = self.p[f"{name}.weight"]
         method = self.config.method
         if self.config.dfa_granularity != "layer" and name != "head":
-            method = {"bp": "bp", "grape": "fa"}[self.config.dfa_inside]
+            method = {"bp": "bp", "grape": "fa", "kp": "kp"}[self.config.dfa_inside]
         y = torch.einsum("...i,oi->...o", x.detach(), weight)
         if method in OUTPUT_ERROR and name != "head":
             self.consumed.append((name, x))

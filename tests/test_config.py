@@ -62,7 +62,7 @@ MODEL_REFUSALS = {
         ({"dfa_norm": True, "method": "dfa"}, "dfa_norm=True: needs dfa_granularity='sublayer' or 'block'")
     ],
     "dfa_inside": [
-        ({"dfa_inside": "fa"}, "dfa_inside='fa': allowed are 'bp', 'grape'"),
+        ({"dfa_inside": "fa"}, "dfa_inside='fa': allowed are 'bp', 'grape', 'kp'"),
         ({"dfa_inside": "grape", "method": "dfa"}, "dfa_inside='grape': needs dfa_granularity='sublayer'"),
     ],
     "subspace_rank": [({"subspace_rank": 13}, "subspace_rank=13: .* at least 0 and at most 12")],
@@ -283,7 +283,7 @@ OPTIONS = {
     "mirror_rate": st.sampled_from([0.1, 1.0, 2.0]),
     "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),
     "dfa_norm": st.booleans(),
-    "dfa_inside": st.sampled_from(["bp", "grape"]),
+    "dfa_inside": st.sampled_from(["bp", "grape", "kp"]),
 }
 
 

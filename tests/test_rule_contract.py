@@ -179,7 +179,7 @@ def test_the_backward_pass_reads_of_the_weight_what_is_declared(options):
     other_signs = gradients(lambda w, index: w * normal(*w.shape, seed=index).sign())
     reads = rule_of(options).transports
     granularity = options.get("dfa_granularity", "layer")
-    if granularity != "layer" and options.get("dfa_inside") != "grape":
+    if granularity != "layer" and "dfa_inside" not in options:
         # Between two feedback points the exact error passes the weights; in front of a point there are none.
         reads = "weight"
         last = ("mlp.proj.weight", "o_proj.weight") if granularity == "sublayer" else ("mlp.proj.weight",)

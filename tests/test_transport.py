@@ -9,6 +9,7 @@ from localgpt_core.linear import LocalLinear
 from localgpt_core.rules import LearningRule
 
 CASES = ["bp", "fa", "kp", "wm", "fa-grape", "fa-kaczmarz", "dfa", "dfa-grape", "dfa-block-inside-grape"]
+CASES += ["dfa-block-inside-kp"]
 EXPECTED = dict.fromkeys(CASES, "nothing") | {"bp": "weight", "sign_sym": "sign", "sign_sym-random": "sign"}
 
 
