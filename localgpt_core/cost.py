@@ -17,7 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from localgpt_core.exact import exact_derivatives
 from localgpt_core.model import LocalGPT
 
-__all__ = ["alignment_in_forward_passes", "peak_memory_mib", "peak_step_bytes", "step_flops"]
+__all__ = [
+    "alignment_in_forward_passes",
+    "peak_memory_mib",
+    "peak_step_bytes",
+    "step_bytes",
+    "step_flops",
+]
 
 
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
@@ -90,6 +96,15 @@ def peak_step_bytes(step: Callable[[], object]) -> int:
     with _LiveBytes() as tracker:
         step()
     return tracker.peak
+
+
+def step_bytes(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
+    """Return the most bytes that the tensors of one forward and backward pass occupy at one time.
+
+    Counted on a copy: ``model`` is untouched. Parameters, feedback and the optimiser's state do not count.
+    """
+    model = copy.deepcopy(model)
+    return peak_step_bytes(lambda: model(idx, targets)[1].backward())
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -5,7 +5,7 @@ from torch import nn
 from localgpt_core import LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.bench import measure, read_rows, render, variants, with_plain_linears, write_rows
 from localgpt_core.config import preset
-from localgpt_core.cost import peak_step_bytes
+from localgpt_core.cost import peak_step_bytes, step_bytes
 from localgpt_core.suites import read_suite
 
 
@@ -80,6 +80,16 @@ def test_peak_step_bytes_counts_what_lives_at_the_same_time():
     assert peak_step_bytes(together) == 24000
     kept = torch.zeros(1000)
     assert peak_step_bytes(lambda: kept.view(10, 100)) == 0
+
+
+def test_the_bytes_of_a_step_grow_with_the_batch_and_leave_the_model_alone():
+    config, _ = preset("tiny", {"method": "dfa"})
+    model = LocalGPT(config)
+    idx = torch.randint(config.vocab_size, (4, 7))
+    few, many = step_bytes(model, idx[:1], idx[:1]), step_bytes(model, idx, idx)
+    gradients = 4 * model.num_params()
+    assert gradients < few < many < 4 * few
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("bias", [True, False])
