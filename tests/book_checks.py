@@ -14,7 +14,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
-MAX_BYTES = 700_000
+MAX_BYTES = 1_200_000
 MAX_DEF_LINES = 6
 MIN_ALT = 30
 MIN_CAPTION = 20
