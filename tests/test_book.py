@@ -144,7 +144,7 @@ FAULTS = {
     ),
     "widget state": ("clean_outputs", lambda nb: nb.metadata.update(widgets={"state": {}})),
     "an SVG": ("clean_outputs", output(output_type="display_data", data={"image/svg+xml": "<svg/>"})),
-    "too large": ("small", output(output_type="stream", name="stdout", text="x" * 700_000)),
+    "too large": ("small", output(output_type="stream", name="stdout", text="x" * 1_200_000)),
     "no alt": ("figures_are_described", lambda nb: nb.cells[2].metadata.mystnb.pop("image")),
     "short alt": (
         "figures_are_described",
