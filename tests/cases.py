@@ -83,6 +83,24 @@ MODEL_CASES: dict[str, dict] = {
     },
 }
 
+# Fields of a rule that moves its feedback: the options a field needs, and a value that is not its default.
+GRAPE = {"method": "fa", "fa_grape": True}
+NETWORK = {"method": "dfa", "fa_grape": True}
+ALIGNMENT_FIELDS: dict[str, tuple[dict, object]] = {
+    "fa_grape_head": (GRAPE, False),
+    "fa_grape_update": (GRAPE, "kaczmarz"),
+    "fa_grape_start": (GRAPE, 2),
+    "jvp_update": (NETWORK, "fdfa"),
+    "jvp_rate": (NETWORK, 0.5),
+    "jvp_share": (NETWORK, 1.0),
+    "sign_magnitude": ({"method": "sign_sym"}, "random"),
+    "mirror_n_probe": ({"method": "wm"}, 3),
+    "mirror_rate": ({"method": "wm"}, 0.5),
+    "dfa_granularity": ({"method": "dfa"}, "block"),
+    "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
+    "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
+}
+
 # Matmul FLOPs of a training step over backpropagation's at presets cpu and gpu: 1 is exact, the rest bounds.
 FLOPS = {
     "bp": (1.0, 1.0),

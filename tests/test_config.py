@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from cases import SIZES, make_batch, make_model, model_gradients
+from cases import ALIGNMENT_FIELDS, GRAPE, SIZES, make_batch, make_model, model_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,8 +170,6 @@ def test_configurations_take_keywords_and_do_not_change():
 
 # ------------------------------------------------------------ nothing is ignored
 
-GRAPE = {"method": "fa", "fa_grape": True}
-NETWORK = {"method": "dfa", "fa_grape": True}
 # Field: the other options, and a value that must make a difference to them.
 DIFFERENCES = {
     "block_size": ({}, 9),
@@ -201,18 +199,7 @@ DIFFERENCES = {
     "fa_grape": ({"method": "fa"}, True),
     "fa_grape_n_probe": (GRAPE, 3),
     "fa_grape_lr": (GRAPE, 0.5),
-    "fa_grape_head": (GRAPE, False),
-    "fa_grape_update": (GRAPE, "kaczmarz"),
-    "fa_grape_start": (GRAPE, 2),
-    "jvp_update": (NETWORK, "fdfa"),
-    "jvp_rate": (NETWORK, 0.5),
-    "jvp_share": (NETWORK, 1.0),
-    "sign_magnitude": ({"method": "sign_sym"}, "random"),
-    "mirror_n_probe": ({"method": "wm"}, 3),
-    "mirror_rate": ({"method": "wm"}, 0.5),
-    "dfa_granularity": ({"method": "dfa"}, "block"),
-    "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
-    "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
+    **ALIGNMENT_FIELDS,
 }
 
 

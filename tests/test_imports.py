@@ -25,8 +25,8 @@ rules.kolen_pollack
 rules
 config feedback
 jacobian linear feedback_points specs
-alignment convert blocks records suites
-model
+alignment shared_taps blocks records suites
+convert model
 transport diagnostics cost steps checkpoints verification
 run_state bench
 training

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import ALIGNMENT_FIELDS, GRAPE
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
@@ -30,8 +31,6 @@ def test_the_digest_never_changes():
 
 
 # For every field: what it needs to have an effect, and another value.
-GRAPE = {"method": "fa", "fa_grape": True}
-NETWORK = {"method": "dfa", "fa_grape": True}
 CHANGES = {
     "method": ({}, "fa"),
     "fa_init_mode": ({"method": "fa"}, "orthogonal"),
@@ -41,18 +40,7 @@ CHANGES = {
     "fa_grape": ({"method": "fa"}, True),
     "fa_grape_n_probe": (GRAPE, 4),
     "fa_grape_lr": (GRAPE, 0.5),
-    "fa_grape_head": (GRAPE, False),
-    "fa_grape_update": (GRAPE, "kaczmarz"),
-    "fa_grape_start": (GRAPE, 2),
-    "jvp_update": (NETWORK, "fdfa"),
-    "jvp_rate": (NETWORK, 0.5),
-    "jvp_share": (NETWORK, 1.0),
-    "sign_magnitude": ({"method": "sign_sym"}, "random"),
-    "mirror_n_probe": ({"method": "wm"}, 3),
-    "mirror_rate": ({"method": "wm"}, 0.5),
-    "dfa_granularity": ({"method": "dfa"}, "block"),
-    "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
-    "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
+    **ALIGNMENT_FIELDS,
     "block_size": ({}, 8),
     "vocab_size": ({}, 64),
     "n_layer": ({}, 3),
