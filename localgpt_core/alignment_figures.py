@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from localgpt_core.results import SuiteResults
-from localgpt_core.style import WIDTH, look
+from localgpt_core.style import WIDTH, draw_seeds
 
 __all__ = ["layer_maps", "over_training", "short_names"]
 
@@ -47,15 +47,7 @@ def over_training(
         table = table[table["name"].str.contains(names)]
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
-        own = table[table["arm"] == arm]
-        if own.empty:
-            continue
-        style = look(i)
-        seeds = own.groupby(["seed", "step"])["value"].mean().unstack("seed")
-        for seed in seeds:
-            ax.plot(seeds.index, seeds[seed], color=style["color"], linewidth=0.6, alpha=0.5)
-        label = f"{results.labels[arm]} (n = {seeds.shape[1]})"
-        ax.plot(seeds.index, seeds.mean(axis=1), label=label, **style)
+        draw_seeds(ax, i, results.labels[arm], table[table["arm"] == arm], "step", "value")
     if log:
         ax.set_yscale("log")
     else:

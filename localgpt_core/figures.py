@@ -19,7 +19,7 @@ from localgpt_core.corpus import load_corpus
 from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
-from localgpt_core.style import WIDTH, look, use_style
+from localgpt_core.style import WIDTH, draw_seeds, look, use_style
 from localgpt_core.tables import interval
 
 __all__ = [
@@ -79,15 +79,7 @@ def loss_curves(
     curves["seconds"] = curves["step"] * curves["arm"].map(dict(step_seconds or {}))
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
-        own = curves[curves["arm"] == arm]
-        if own.empty:
-            continue
-        style = look(i)
-        for _, seed in own.groupby("seed"):
-            ax.plot(seed[x], seed["val_loss"], color=style["color"], linewidth=0.6, alpha=0.5)
-        mean = own.groupby("step")[["step", "tflops", "seconds", "val_loss"]].mean()
-        n = own["seed"].nunique()
-        ax.plot(mean[x], mean["val_loss"], label=f"{results.labels[arm]} (n = {n})", **style)
+        draw_seeds(ax, i, results.labels[arm], curves[curves["arm"] == arm], x, "val_loss")
     ax.set(xlabel=AXES[x], ylabel=LOSS)
     if top is not None:
         ax.set_ylim(top=top)

@@ -4,9 +4,11 @@ Colours are seaborn's colour-blind palette, and nothing depends on colour alone.
 """
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 
-__all__ = ["HEIGHT", "WIDTH", "look", "use_style"]
+__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "look", "use_style"]
 
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
 MARKERS = "osD^vPX*<>hd"
@@ -40,3 +42,18 @@ def look(i: int) -> dict[str, object]:
         "marker": MARKERS[i % len(MARKERS)],
         "linestyle": DASHES[i % len(DASHES)],
     }
+
+
+def draw_seeds(ax: Axes, i: int, label: str, table: pd.DataFrame, x: str, y: str) -> None:
+    """Draw ``y`` against ``x`` as the i-th line: the mean over seeds, and every seed as a thin line.
+
+    ``table`` has the columns ``seed``, ``x`` and ``y``; several values of a seed at one ``x`` are averaged.
+    Without rows nothing is drawn.
+    """
+    if table.empty:
+        return
+    style = look(i)
+    seeds = table.groupby(["seed", x])[y].mean().unstack("seed")
+    for seed in seeds:
+        ax.plot(seeds.index, seeds[seed], color=style["color"], linewidth=0.6, alpha=0.5)
+    ax.plot(seeds.index, seeds.mean(axis=1), label=f"{label} (n = {seeds.shape[1]})", **style)
