@@ -20,15 +20,20 @@ from localgpt_core.linear import LocalLinear
 from localgpt_core.rules import RuleOptions
 from localgpt_core.surrogates import (
     GELUSTE,
+    FixedNorm,
+    GELUStepSurrogate,
     LayerNormProjectedSurrogate,
     LayerNormSTE,
     SigmoidSTE,
     SoftmaxValueMixLocalFn,
 )
 
-__all__ = ["Block", "Cache", "layer_norm"]
+__all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
 
 Cache = dict[str, Tensor]
+
+INIT_STD = 0.02  # of weights and embeddings
+STREAM_RMS = math.sqrt(2) * INIT_STD  # a token's and a position's embedding, added
 
 
 def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
@@ -57,6 +62,8 @@ def layer_norm(config: LocalGPTConfig) -> nn.Module:
         return nn.LayerNorm(config.n_embd, eps=1e-5)
     if config.ln_mode == "ste":
         return LayerNormSTE(config.n_embd)
+    if config.ln_mode == "none":
+        return FixedNorm(config.n_embd, STREAM_RMS)
     return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
 
 
@@ -126,18 +133,24 @@ class MLP(MaybeExact, nn.Module):
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return the transformed tokens (B, T, C)."""
-        gelu = GELUSTE.apply if self.config.ste_gelu and not self.exact else functional.gelu
-        hidden = gelu(self.fc(x, taps))
+        hidden = self.activation(self.fc(x, taps))
         if self.config.mlp_topk:
             top_k = keep_winners if self.exact else HardTopK.apply
             hidden = top_k(hidden, self.config.mlp_topk)
         return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
 
+    def activation(self, x: Tensor) -> Tensor:
+        """Return GELU(x), with the derivative that the configuration asks for."""
+        if self.exact or not self.config.ste_gelu:
+            return functional.gelu(x)
+        mode = self.config.gelu_surrogate
+        return GELUSTE.apply(x) if mode == "identity" else GELUStepSurrogate.apply(x, mode)
+
 
 class Block(MaybeExact, nn.Module):
-    """One pre-norm block and the bottlenecks at its end."""
+    """One pre-norm block and the bottlenecks at its end; ``index`` counts the blocks from 0."""
 
-    def __init__(self, config: LocalGPTConfig) -> None:
+    def __init__(self, config: LocalGPTConfig, index: int) -> None:
         super().__init__()
         self.config = config
         self.ln1 = layer_norm(config)
@@ -145,11 +158,14 @@ class Block(MaybeExact, nn.Module):
         self.ln2 = layer_norm(config)
         self.mlp = MLP(config)
         if config.gated_blocks:
-            self.alpha_attn = nn.Parameter(torch.ones(1))
-            self.alpha_mlp = nn.Parameter(torch.ones(1))
-        if config.vq_codes:
-            self.vq = VQResidualDir(config.n_embd, config.vq_codes)
-        if config.subspace_rank:
+            self.alpha_attn = nn.Parameter(torch.full((1,), config.gate_start))
+            self.alpha_mlp = nn.Parameter(torch.full((1,), config.gate_start))
+        narrow = config.has_bottleneck(index)
+        self.resid_topk = config.resid_topk if narrow else 0
+        self.constrains = config.subspace_mode == "constrain"
+        if config.vq_codes and narrow:
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes, None if config.vq_shared else index)
+        if config.subspace_rank and narrow:
             self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
         if config.dfa_granularity == "sublayer":
             self.feedback_attn = feedback_point(config)
@@ -159,19 +175,27 @@ class Block(MaybeExact, nn.Module):
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the residual stream after the block, (B, T, C)."""
         gated = self.config.gated_blocks
-        y = self.attn(self.ln1(x), taps, cache)
+        y = self.written(self.attn(self.ln1(x), taps, cache))
         x = x + (self.alpha_attn * y if gated else y)
         if self.config.dfa_granularity == "sublayer":
             x = self.feedback_attn(x, taps)
-        y = self.mlp(self.ln2(x), taps)
+        y = self.written(self.mlp(self.ln2(x), taps))
         x = x + (self.alpha_mlp * y if gated else y)
-        if self.config.resid_topk:
+        if self.resid_topk:
             top_k = keep_winners if self.exact else HardTopK.apply
-            x = top_k(x, self.config.resid_topk)
-        if self.config.vq_codes:
+            x = top_k(x, self.resid_topk)
+        if hasattr(self, "vq"):
             x = self.vq(x)
-        if self.config.subspace_rank:
+        if hasattr(self, "subspace") and not self.constrains:
             x = self.subspace(x)
         if self.config.dfa_granularity != "layer":
             x = self.feedback(x, taps)
         return x
+
+    def written(self, y: Tensor) -> Tensor:
+        """Return what attention or MLP adds to the stream: in the subspace where it is constrained to it.
+
+        y Q Q^T is what an output matrix Q Q^T W would write: the constraint on the matrix, without a second
+        copy of it.
+        """
+        return self.subspace(y) if self.constrains else y

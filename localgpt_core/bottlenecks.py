@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.exact import MaybeExact
+from localgpt_core.kmeans import spherical_kmeans
 from localgpt_core.validation import require_integer
 
 __all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir", "keep_winners"]
@@ -99,9 +100,14 @@ class VQResidualDir(MaybeExact, nn.Module):
         seed: Seed of the codes. None starts every codebook from the same fixed state, so that blocks of the
             same width share one codebook.
 
+    Attributes:
+        in_use: Whether tokens are quantised; while it is False they pass as they are.
+
     Raises:
         ValueError: If a size is below 1.
     """
+
+    in_use = True
 
     def __init__(self, d_model: int, n_codes: int, seed: int | None = None) -> None:
         super().__init__()
@@ -115,8 +121,20 @@ class VQResidualDir(MaybeExact, nn.Module):
         """Return the index of the nearest code (...) of each token h (..., d_model)."""
         return functional.linear(h, self.codebook.to(h.dtype)).argmax(dim=-1)
 
+    @torch.no_grad()
+    def fit(self, h: Tensor, generator: torch.Generator) -> None:
+        """Put the codes at the spherical k-means centres of the directions of the tokens h (..., d_model).
+
+        Raises:
+            ValueError: If there are fewer tokens than codes.
+        """
+        centres = spherical_kmeans(h.flatten(0, -2), len(self.codebook), generator)
+        self.codebook.copy_(centres)
+
     def forward(self, h: Tensor) -> Tensor:
         """Return the quantised tokens, shaped like h (..., d_model)."""
+        if not self.in_use:
+            return h
         if self.exact:
             return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
         return _NearestDirection.apply(h, self.codebook)

@@ -18,7 +18,10 @@ ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
 GRANULARITIES = ("layer", "sublayer", "block")
 INSIDE_RULES = ("bp", "grape", "kp")
-LAYER_NORMS = ("bp", "ste", "center_scale", "projected")
+LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
+GELU_SURROGATES = ("identity", "relu", "steps")
+CODEBOOKS = ("random", "kmeans")
+SUBSPACES = ("project", "constrain")
 PRECISIONS = ("float64", "float32", "bfloat16")
 
 
@@ -42,15 +45,27 @@ class LocalGPTConfig(RuleOptions):
     attn_mode: str = option("sigmoid", "attention: sigmoid or softmax")
     sigmoid_bias_mode: str = option("neg_log_n", "bias of sigmoid attention: neg_log_n, zero or learned")
     ste_sigmoid: bool = option(False, "straight-through backward for sigmoid attention")
-    ste_gelu: bool = option(False, "straight-through backward for GELU")
+    ste_gelu: bool = option(False, "a surrogate derivative for GELU, straight-through by default")
+    gelu_surrogate: str = option(
+        "identity", "derivative in GELU's place with ste_gelu: " + ", ".join(GELU_SURROGATES)
+    )
     freeze_emb: bool = option(False, "do not train token and position embeddings")
-    ln_mode: str = option("bp", "backward rule of LayerNorm: " + ", ".join(LAYER_NORMS))
+    ln_mode: str = option(
+        "bp", "backward rule of LayerNorm: " + ", ".join(LAYER_NORMS[:-1]) + "; none: no normalisation"
+    )
     fuse_attn_local: bool = option(False, "softmax and value mixing in one op (no attention dropout)")
     mlp_topk: int = option(0, "k-WTA on the MLP's hidden activation; 0 = off")
     resid_topk: int = option(0, "k-WTA on the block's output; 0 = off")
     vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off")
+    vq_shared: bool = option(True, "one codebook for all blocks")
+    vq_init: str = option("random", "frozen codes: random directions or kmeans of the stream's own")
     subspace_rank: int = option(0, "rank of a frozen subspace at each block's end; 0 = off")
+    subspace_mode: str = option(
+        "project", "project the stream, or constrain what attention and MLP write and spare the embeddings"
+    )
+    bottleneck_at: str = option("", "blocks with a bottleneck at their end, such as 0,2; empty = all")
     gated_blocks: bool = option(False, "a learned scalar gate per block and sublayer")
+    gate_start: float = option(1.0, "where the gates start; 0 is ReZero's")
     dfa_granularity: str = option(
         "layer", "where the output's error comes in: at every " + ", ".join(GRANULARITIES)
     )
@@ -93,15 +108,49 @@ class LocalGPTConfig(RuleOptions):
         require_integer("resid_topk", self.resid_topk, 0, self.n_embd)
         require_integer("vq_codes", self.vq_codes, 0)
         require_integer("subspace_rank", self.subspace_rank, 0, self.n_embd)
+        require_choice("gelu_surrogate", self.gelu_surrogate, GELU_SURROGATES)
+        require_choice("vq_init", self.vq_init, CODEBOOKS)
+        require_choice("subspace_mode", self.subspace_mode, SUBSPACES)
+        require(math.isfinite(self.gate_start), "gate_start", self.gate_start, "must be finite")
+        for name, needed, switch in (
+            ("gelu_surrogate", "ste_gelu=True", self.ste_gelu),
+            ("vq_shared", "vq_codes", self.vq_codes),
+            ("vq_init", "vq_codes", self.vq_codes),
+            ("subspace_mode", "subspace_rank", self.subspace_rank),
+            ("gate_start", "gated_blocks=True", self.gated_blocks),
+            ("bottleneck_at", "resid_topk, vq_codes or subspace_rank", self.narrows_stream),
+        ):
+            value, default = getattr(self, name), getattr(LocalGPTConfig, name)
+            require(bool(switch) or value == default, name, value, f"has no effect without {needed}")
+        self._require_blocks()
         if self.fa_init_mode == "sparse":
             # The narrowest layer input is n_embd wide.
             require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
+
+    def _require_blocks(self) -> None:
+        at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
+        parts = at.split(",") if at else []
+        require(all(part.isdecimal() for part in parts), "bottleneck_at", at, allowed)
+        numbers = [int(part) for part in parts]
+        in_order = numbers == sorted(set(numbers)) and all(number < self.n_layer for number in numbers)
+        require(in_order, "bottleneck_at", at, allowed)
+        allowed = "has no effect with subspace_mode='constrain', which needs every block"
+        require(not at or self.subspace_mode == "project", "bottleneck_at", at, allowed)
+
+    @property
+    def narrows_stream(self) -> bool:
+        """Whether the residual stream has a bottleneck at the end of some block."""
+        return self.resid_topk > 0 or self.vq_codes > 0 or self.subspace_rank > 0
+
+    def has_bottleneck(self, block: int) -> bool:
+        """Return whether what narrows the stream stands at the end of ``block``, counted from 0."""
+        return not self.bottleneck_at or str(block) in self.bottleneck_at.split(",")
 
     @property
     def is_exact(self) -> bool:
         """Whether every backward pass is the true derivative: backpropagation without surrogates."""
         skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0
-        return self.method == "bp" and not skips and self.ln_mode in ("bp", "projected")
+        return self.method == "bp" and not skips and self.ln_mode in ("bp", "projected", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +177,7 @@ class TrainConfig:
     eval_interval: int = option(250, "steps between evaluations on the whole validation split")
     freeze_body: bool = option(False, "control: train embeddings and head only")
     anchor_interval: int = option(0, "every how many steps one is backpropagation (an anchor); 0 = never")
+    vq_start: int = option(0, "steps before the codebook is in use (and, with kmeans, fitted)")
     precision: str = option("float32", "float32, bfloat16 (autocast) or float64 (parameters)")
     compile: bool = option(False, "torch.compile the model")
 
@@ -138,6 +188,7 @@ class TrainConfig:
         require_integer("seed", self.seed, 0)
         require_integer("warmup", self.warmup, 0)
         require_integer("anchor_interval", self.anchor_interval, 0)
+        require_integer("vq_start", self.vq_start, 0, self.steps - 1)
         require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "must be positive and finite")
         for name in ("min_lr_ratio", "beta1", "beta2"):
             value = getattr(self, name)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["MaybeExact", "exact_derivatives"]
+__all__ = ["MaybeExact", "evaluation_mode", "exact_derivatives"]
 
 
 class MaybeExact:
@@ -32,3 +32,15 @@ def exact_derivatives(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             del module.exact
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the ``with`` block; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training

@@ -13,14 +13,13 @@ averages out. The model is in evaluation mode meanwhile, and its derivatives are
 (`localgpt_core.exact`). Forward mode needs two forward passes' worth of multiplications, values and tangents.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from localgpt_core.exact import exact_derivatives
+from localgpt_core.exact import evaluation_mode, exact_derivatives
 from localgpt_core.feedback import HoldsFeedback, Perturbation
 from localgpt_core.seeds import generator
 
@@ -62,18 +61,6 @@ class _Leaves(Perturbation):
         return x + self.leaves[place]
 
 
-@contextmanager
-def _measured(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with exact_derivatives(model):
-            yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
-
-
 @torch.no_grad()
 def jvp_estimates(
     model: nn.Module, forward: Forward, places: set[HoldsFeedback], *key: int | str
@@ -82,7 +69,7 @@ def jvp_estimates(
 
     ``forward(perturbation)`` returns the logits (..., V) of ``model``. The noise depends on ``key`` only.
     """
-    with _measured(model), forward_ad.dual_level():
+    with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
         probes = _Noise(key, places)
         response = forward_ad.unpack_dual(forward(probes)).tangent
         response = response.flatten(0, -2)
@@ -95,7 +82,7 @@ def mean_jacobians(
     model: nn.Module, forward: Forward, places: set[HoldsFeedback], *key: int | str
 ) -> dict[HoldsFeedback, Tensor]:
     """Return the mean over tokens of J, (V x in), for each of ``places``; signs depend on ``key`` only."""
-    with _measured(model), torch.enable_grad():
+    with evaluation_mode(model), exact_derivatives(model), torch.enable_grad():
         leaves = _Leaves(places)
         logits = forward(leaves)
         source = generator(*key, device=logits.device)

@@ -6,6 +6,9 @@ r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
                       x = subspace(vq(topk(x)))                 (each only where asked for)
     logits = head(ln_f(x))                                                                (B, T, V)
 
+With ``subspace_mode="constrain"`` the projection acts on what attn and mlp write instead, so that the stream
+is the embeddings plus a vector of the subspace.
+
 Under a rule that uses the output's error, the layers leave taps in a list that goes through the forward pass
 beside x; the model publishes the error into them at the head (`localgpt_core.linear`). The head itself gets
 its exact local gradient under every rule: its error is the loss's own derivative.
@@ -13,13 +16,16 @@ its exact local gradient under every rule: its error is the loss's own derivativ
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.blocks import Block, Cache, layer_norm
+from localgpt_core.blocks import INIT_STD, Block, Cache, layer_norm
+from localgpt_core.bottlenecks import VQResidualDir
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.exact import evaluation_mode
 from localgpt_core.feedback import HoldsFeedback, Perturbation
 from localgpt_core.jacobian import jvp_estimates
 from localgpt_core.linear import LocalLinear, publish_error
@@ -27,8 +33,6 @@ from localgpt_core.seeds import generator
 from localgpt_core.validation import require
 
 __all__ = ["LocalGPT"]
-
-INIT_STD = 0.02
 
 
 class LocalGPT(nn.Module):
@@ -47,7 +51,7 @@ class LocalGPT(nn.Module):
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
         self.ln_f = layer_norm(config)
         self.head = LocalLinear(config.n_embd, config.vocab_size, False, config, is_output=True)
         self._init_weights(generator(seed, "weights"))
@@ -135,6 +139,44 @@ class LocalGPT(nn.Module):
                 place.rule.align_to_jacobian(place.buffer, estimate)
         for index, place in enumerate(self.feedback_places()):
             place.align_feedback(*key, index)
+
+    def codebooks(self) -> Iterator[VQResidualDir]:
+        """Yield the frozen codebooks, block by block."""
+        return (module for module in self.modules() if isinstance(module, VQResidualDir))
+
+    def quantise(self, in_use: bool) -> None:
+        """Switch the codebooks on or off."""
+        for codebook in self.codebooks():
+            codebook.in_use = in_use
+
+    @torch.no_grad()
+    def fit_codebooks(self, idx: Tensor, *key: int | str) -> None:
+        """Put the codes at the k-means centres of the stream's directions over the tokens ``idx`` (B, T).
+
+        The stream is that of a forward pass without quantisation. A shared codebook is fitted to the streams
+        of all blocks together. Draws depend on ``key`` only.
+
+        Raises:
+            ValueError: If there are fewer tokens than codes.
+        """
+        streams: dict[VQResidualDir, Tensor] = {}
+        self.quantise(False)
+        with evaluation_mode(self), ExitStack() as hooks:
+            hooks.callback(self.quantise, True)
+            for codebook in self.codebooks():
+                hook = codebook.register_forward_pre_hook(
+                    lambda module, args: streams.update({module: args[0]})
+                )
+                hooks.callback(hook.remove)
+            self(idx)
+        if self.config.vq_shared and streams:
+            first, *others = streams
+            first.fit(torch.stack(list(streams.values())), generator(*key, device=idx.device))
+            for codebook in others:
+                codebook.codebook.copy_(first.codebook)
+            return
+        for i, (codebook, stream) in enumerate(streams.items()):
+            codebook.fit(stream, generator(*key, i, device=idx.device))
 
     def num_params(self) -> int:
         """Return the number of parameters, embeddings included."""

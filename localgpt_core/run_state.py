@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from localgpt_core.batches import batch
+from localgpt_core.batches import batch, windows
 from localgpt_core.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
@@ -20,6 +20,8 @@ from localgpt_core.steps import build_model, build_optimizer, evaluate, learning
 __all__ = ["RunState", "TrainResult"]
 
 CURVE_POINTS = 100
+DIAGNOSED_WINDOWS = 128  # of the validation split, for what needs many tokens
+CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
 
 Curves = dict[str, list[float]]
 
@@ -94,6 +96,14 @@ class RunState:
         self.flops_per_token = self._flops() / (config.batch_size * model_config.block_size)
         for i in range(model_config.fa_grape_start):
             self.model.align_feedback(config.seed, "start", i, idx=self.batch(i)[0])
+        self._quantise_when_due()
+
+    def _quantise_when_due(self) -> None:
+        """Switch the codebooks off before their first step, and fit them there if they are to be fitted."""
+        self.model.quantise(self.step >= self.config.vq_start)
+        if self.model.config.vq_init == "kmeans" and self.step == self.config.vq_start:
+            text = torch.cat([self.batch(i)[0] for i in range(CODEBOOK_BATCHES)])
+            self.model.fit_codebooks(text, self.config.seed, "codebook")
 
     def _flops(self) -> float:
         """Return the matmul FLOPs of a step, averaged over the run."""
@@ -126,7 +136,8 @@ class RunState:
 
     def diagnose(self) -> None:
         """Compare the rule with the exact gradient on the batch of the next step."""
-        measure_into(self.diagnostics, self.model, *self.batch(self.step), self.step)
+        text = windows(self.corpus.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS].to(self.device)
+        measure_into(self.diagnostics, self.model, *self.batch(self.step), text, self.step)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of ``step``, (B, T) each, on the device."""
@@ -144,6 +155,8 @@ class RunState:
         start = time.perf_counter()
         loss = training_step(self.stepped, self.optimizer, self.config, *self.batch(self.step), self.step)
         self.step += 1
+        if self.step == self.config.vq_start:
+            self._quantise_when_due()
         self.pending.append(loss)
         point = None
         if self.step % self.interval == 0 or self.step == self.config.steps:
@@ -189,6 +202,7 @@ class RunState:
         progress = checkpoint.progress
         dtype = next(self.model.parameters()).dtype
         self.step, self.curves = progress["step"], progress["curves"]
+        self.model.quantise(self.step >= self.config.vq_start)
         self.pending = [torch.tensor(v, dtype=dtype, device=self.device) for v in progress["pending"]]
         self.diagnostics = progress["diagnostics"]
         self.train_time_s, self.earlier_s = progress["train_time_s"], progress["wall_time_s"]

@@ -36,10 +36,12 @@ def build_model(
     embeddings and the head are left to learn.
 
     Raises:
-        ValueError: For anchor steps of a model whose every step is exact.
+        ValueError: For anchor steps of a model whose every step is exact, or a late start of no codebook.
     """
     anchors, allowed = train_config.anchor_interval, "has no effect where every derivative is exact"
     require(not (anchors and model_config.is_exact), "anchor_interval", anchors, allowed)
+    late, allowed = train_config.vq_start, "has no effect without vq_codes"
+    require(not late or model_config.vq_codes > 0, "vq_start", late, allowed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(train_config.seed, "model"))
         model = LocalGPT(model_config)

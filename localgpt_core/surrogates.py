@@ -5,8 +5,12 @@ operation                       forward                  backward (v: gradient a
 ==============================  =======================  ====================================================
 SigmoidSTE                      sigmoid(x)               v
 GELUSTE                         exact GELU               v
+GELUStepSurrogate               exact GELU               v s(x), s piecewise constant, by mode
+  relu                                                   s = 0 | 1                        cut at 0
+  steps                                                  s = 0 | a | 1 - a | 1            cut at -t, 0, t
 LayerNormSTE                    LayerNorm                v; nothing to gamma and beta
 LayerNormProjectedSurrogate     LayerNorm                v = g gamma, then by mode
+  scale                                                  v / sigma
   center_scale                                           (v - mean v) / sigma
   projected                                              (v - mean v - z mean(v z)) / sigma
 SoftmaxValueMixLocalFn          O = softmax(S) V         dS_ij = A_ij (<dO_i, V_j> - <dO_i, O_i>), dV = A^T dO
@@ -15,6 +19,11 @@ SoftmaxValueMixLocalFn          O = softmax(S) V         dS_ij = A_ij (<dO_i, V_
 Two of them are exact. ``projected`` is LayerNorm's own Jacobian (Ba, Kiros and Hinton 2016; Xu et al. 2019).
 In the softmax rule the sum over keys that softmax's Jacobian asks for, sum_j A_ij <dO_i, V_j>, is <dO_i, O_i>
 by the definition of O: a product of two vectors that the query already has, no sum over its neighbours.
+
+``scale`` treats mean and sigma as constants (DetachNorm in Xu et al. 2019). ``steps`` keeps two bits of each
+input for the backward pass, as Approx-BP does for fine-tuning (Yang et al. 2024); here t = 0.449 and
+a = 0.330 minimise the mean squared error of s for standard normal inputs under the symmetry of GELU's
+derivative, d(-x) = 1 - d(x).
 
 The straight-through estimator, a backward pass that skips a derivative, is from Bengio, Leonard and
 Courville 2013.
@@ -29,6 +38,8 @@ from localgpt_core.validation import require_choice
 
 __all__ = [
     "GELUSTE",
+    "FixedNorm",
+    "GELUStepSurrogate",
     "LayerNormProjectedSurrogate",
     "LayerNormSTE",
     "SigmoidSTE",
@@ -81,6 +92,27 @@ class GELUSTE(torch.autograd.Function):
         return grad_output
 
 
+class GELUStepSurrogate(torch.autograd.Function):
+    """``apply(x, mode)``: the exact GELU with a step function of x as its derivative; see the module."""
+
+    STEPS = {"relu": ((0.0,), (0.0, 1.0)), "steps": ((-0.449, 0.0, 0.449), (0.0, 0.33, 0.67, 1.0))}
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mode: str) -> Tensor:
+        """Return GELU(x), elementwise."""
+        cuts, ctx.levels = GELUStepSurrogate.STEPS[mode]
+        # Which step an input is on takes a byte here and two bits in principle, not the input itself.
+        ctx.save_for_backward(sum((x > cut).to(torch.uint8) for cut in cuts))
+        return functional.gelu(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        """Return ``grad_output`` times the level of the step that each input is on."""
+        (step,) = ctx.saved_tensors
+        levels = torch.tensor(ctx.levels, dtype=grad_output.dtype, device=grad_output.device)
+        return grad_output * levels[step.long()], None
+
+
 class LayerNormSTE(MaybeExact, nn.Module):
     """LayerNorm over the last dimension whose backward pass is the identity.
 
@@ -109,27 +141,33 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     return (wide - mean) * inverse_sigma, inverse_sigma
 
 
-def normalise_backward(grad_output: Tensor, z: Tensor | None, inverse_sigma: Tensor) -> Tensor:
-    """Return (v - mean v - z mean(v z)) / sigma, v = ``grad_output``; no last term where z is None."""
+def normalise_backward(
+    grad_output: Tensor, z: Tensor | None, inverse_sigma: Tensor, center: bool = True
+) -> Tensor:
+    """Return (v - mean v - z mean(v z)) / sigma, v = ``grad_output``.
+
+    Without ``center`` the term mean v is left out, and the last term where z is None.
+    """
     v = grad_output.to(inverse_sigma.dtype)
-    centred = v - v.mean(dim=-1, keepdim=True)
+    kept = v - v.mean(dim=-1, keepdim=True) if center else v
     if z is not None:
-        centred = centred - z * (v * z).mean(dim=-1, keepdim=True)
-    return (centred * inverse_sigma).to(grad_output.dtype)
+        kept = kept - z * (v * z).mean(dim=-1, keepdim=True)
+    return (kept * inverse_sigma).to(grad_output.dtype)
 
 
 class _NormaliseFunction(torch.autograd.Function):
-    """``apply(x, projected)``: z = (x - mean) / sigma over the last dimension, with either backward rule."""
+    """``apply(x, mode)``: z = (x - mean) / sigma over the last dimension, with the mode's backward rule."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, projected: bool) -> Tensor:
+    def forward(ctx, x: Tensor, mode: str) -> Tensor:
         z, inverse_sigma = normalise(x)
-        ctx.save_for_backward(z if projected else None, inverse_sigma)
+        ctx.center = mode != "scale"
+        ctx.save_for_backward(z if mode == "projected" else None, inverse_sigma)
         return z.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
-        return normalise_backward(grad_output, *ctx.saved_tensors), None
+        return normalise_backward(grad_output, *ctx.saved_tensors, center=ctx.center), None
 
 
 class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
@@ -139,14 +177,14 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     Args:
         n_embd: Width of the normalised dimension.
-        mode: ``"projected"``, the exact Jacobian, or ``"center_scale"``, which drops its radial term
-            z mean(v z).
+        mode: ``"projected"``, the exact Jacobian; ``"center_scale"``, which drops its radial term
+            z mean(v z); or ``"scale"``, which drops the mean as well.
 
     Raises:
         ValueError: For another mode.
     """
 
-    MODES = ("center_scale", "projected")
+    MODES = ("center_scale", "projected", "scale")
 
     def __init__(self, n_embd: int, mode: str = "projected") -> None:
         super().__init__()
@@ -159,7 +197,25 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
         """Return LayerNorm(x) for x (..., n_embd)."""
         if self.exact:
             return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias_param, EPS)
-        return _NormaliseFunction.apply(x, self.mode == "projected") * self.weight + self.bias_param
+        return _NormaliseFunction.apply(x, self.mode) * self.weight + self.bias_param
+
+
+class FixedNorm(nn.Module):
+    """No normalisation: (x / size) gamma + beta, with a constant ``size``; its derivative is exact.
+
+    A control for LayerNorm: with ``size`` the RMS that x starts with, both begin with the same values, up to
+    the mean, and from then on nothing holds the scale of x.
+    """
+
+    def __init__(self, n_embd: int, size: float) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (x / size) gamma + beta for x (..., n_embd)."""
+        return x * (self.weight / self.size) + self.bias
 
 
 class SoftmaxValueMixLocalFn(torch.autograd.Function):

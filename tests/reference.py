@@ -7,7 +7,8 @@ expression whose value is the forward pass:
     output error    y = sg(x) W^T, and the loss gains sum(x * sg(e F)) less its own value, for every layer,
                     with e = (softmax(logits) - onehot) / tokens written out
     straight-through  x + sg(f(x) - x)
-    center_scale    (x - mean x) / sg(sigma)
+    gelu steps      x sg(s(x)) + sg(gelu(x) - x s(x)), s written out as a sum of steps
+    center_scale    (x - mean x) / sg(sigma);    scale: (x - sg(mean x)) / sg(sigma)
     feedback point  y = sg(x), and the loss gains sum(z * sg(e F)) less its own value, z = x or, behind a
                     norm, (x - mean x) / sigma
 
@@ -79,9 +80,14 @@ class Reference:
         mean = x.mean(-1, keepdim=True)
         sigma = ((x - mean).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
         gamma = self.p[f"{name}.ln.weight" if mode == "ste" else f"{name}.weight"]
-        beta = self.p[{"bp": f"{name}.bias", "ste": f"{name}.ln.bias"}.get(mode, f"{name}.bias_param")]
-        if mode == "center_scale":
+        names = {"bp": f"{name}.bias", "none": f"{name}.bias", "ste": f"{name}.ln.bias"}
+        beta = self.p[names.get(mode, f"{name}.bias_param")]
+        if mode == "none":
+            return x / (0.02 * math.sqrt(2)) * gamma + beta
+        if mode in ("center_scale", "scale"):
             sigma = sigma.detach()
+        if mode == "scale":
+            mean = mean.detach()
         y = (x - mean) / sigma * gamma + beta
         return x + (y - x).detach() if mode == "ste" else y
 
@@ -100,7 +106,7 @@ class Reference:
             else:
                 bias = {"zero": 0.0, "neg_log_n": -math.log(config.block_size)}.get(config.sigmoid_bias_mode)
                 scores = scores + (self.p[f"{name}.sig_bias"] if bias is None else bias)
-                weights = 1 / (1 + (-scores).exp())
+                weights = (1 + (scores / 2).tanh()) / 2
                 if config.ste_sigmoid:
                     weights = scores + (weights - scores).detach()
                 weights = torch.where(past, weights, 0.0)
@@ -111,22 +117,34 @@ class Reference:
         hidden = self.linear(f"{name}.fc", x)
         gelu = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         if self.config.ste_gelu:
-            gelu = hidden + (gelu - hidden).detach()
+            slope = {
+                "identity": lambda x: 1.0,
+                "relu": lambda x: (x > 0).to(x),
+                "steps": lambda x: 0.33 * ((x > -0.449).to(x) + (x > 0.449).to(x)) + 0.34 * (x > 0).to(x),
+            }[self.config.gelu_surrogate](hidden.detach())
+            gelu = hidden * slope + (gelu - hidden * slope).detach()
         return self.linear(f"{name}.proj", winners(gelu, self.config.mlp_topk))
 
     def block(self, name: str, x: Tensor) -> Tensor:
         config = self.config
         gate = {part: self.p.get(f"{name}.alpha_{part}", 1.0) for part in ("attn", "mlp")}
-        x = x + gate["attn"] * self.attention(f"{name}.attn", self.norm(f"{name}.ln1", x))
+        q = self.buffers.get(f"{name}.subspace.Q")
+        constrains = config.subspace_mode == "constrain"
+
+        def written(y: Tensor) -> Tensor:
+            return torch.einsum("btc,cr,dr->btd", y, q, q) if constrains else y
+
+        x = x + gate["attn"] * written(self.attention(f"{name}.attn", self.norm(f"{name}.ln1", x)))
         if config.dfa_granularity == "sublayer":
             x = self.point(f"{name}.feedback_attn", x)
-        x = x + gate["mlp"] * self.mlp(f"{name}.mlp", self.norm(f"{name}.ln2", x))
-        x = winners(x, config.resid_topk)
-        if config.vq_codes:
-            x = x + (nearest(x, self.buffers[f"{name}.vq.codebook"]) - x).detach()
-        if config.subspace_rank:
-            q = self.buffers[f"{name}.subspace.Q"]
-            x = torch.einsum("btc,cr,dr->btd", x, q, q)
+        x = x + gate["mlp"] * written(self.mlp(f"{name}.mlp", self.norm(f"{name}.ln2", x)))
+        at = [int(part) for part in config.bottleneck_at.split(",") if part] or range(config.n_layer)
+        if int(name.rpartition(".")[2]) in at:
+            x = winners(x, config.resid_topk)
+            if config.vq_codes:
+                x = x + (nearest(x, self.buffers[f"{name}.vq.codebook"]) - x).detach()
+            if config.subspace_rank and not constrains:
+                x = torch.einsum("btc,cr,dr->btd", x, q, q)
         if config.dfa_granularity != "layer":
             x = self.point(f"{name}.feedback", x)
         return x
@@ -142,7 +160,8 @@ class Reference:
         """Return the logits, the loss and the gradient of every parameter by name."""
         self.consumed.clear()
         logits = self.logits(idx)
-        log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+        shifted = logits - logits.detach().amax(-1, keepdim=True)
+        log_p = shifted - shifted.exp().sum(-1, keepdim=True).log()
         onehot = torch.eye(self.config.vocab_size, dtype=logits.dtype)[targets]
         loss = -(log_p * onehot).sum(-1).mean()
         error = ((log_p.exp() - onehot) / targets.numel()).detach()

@@ -39,9 +39,39 @@ MODEL_REFUSALS = {
         ({"sigmoid_bias_mode": "one"}, "sigmoid_bias_mode='one': allowed are 'neg_log_n', 'zero', 'learned'"),
         ({"sigmoid_bias_mode": "zero", **SOFTMAX}, "sigmoid_bias_mode='zero': has no effect with attn_mode="),
     ],
+    "gelu_surrogate": [
+        ({"gelu_surrogate": "tanh", "ste_gelu": True}, "gelu_surrogate='tanh': allowed are 'identity', "),
+        ({"gelu_surrogate": "relu"}, "gelu_surrogate='relu': has no effect without ste_gelu=True"),
+    ],
+    "vq_shared": [({"vq_shared": False}, "vq_shared=False: has no effect without vq_codes")],
+    "vq_init": [
+        ({"vq_init": "ones", "vq_codes": 3}, "vq_init='ones': allowed are 'random', 'kmeans'"),
+        ({"vq_init": "kmeans"}, "vq_init='kmeans': has no effect without vq_codes"),
+    ],
+    "subspace_mode": [
+        ({"subspace_mode": "cut", "subspace_rank": 3}, "subspace_mode='cut': allowed are 'project', "),
+        ({"subspace_mode": "constrain"}, "subspace_mode='constrain': has no effect without subspace_rank"),
+    ],
+    "gate_start": [
+        ({"gate_start": 0.0}, "gate_start=0.0: has no effect without gated_blocks=True"),
+        ({"gate_start": math.inf, "gated_blocks": True}, "gate_start=inf: must be finite"),
+    ],
+    "bottleneck_at": [
+        ({"bottleneck_at": "0"}, "bottleneck_at='0': has no effect without resid_topk, vq_codes or"),
+        *(
+            ({"bottleneck_at": at, "vq_codes": 3}, f"bottleneck_at={at!r}: must be ascending block numbers")
+            for at in ("2", "1,0", "0,0", "a", "0;1", "-1", "0,", ",", " 1")
+        ),
+        (
+            {"bottleneck_at": "0", "subspace_rank": 3, "subspace_mode": "constrain"},
+            "bottleneck_at='0': has no effect with subspace_mode='constrain', which needs every block",
+        ),
+    ],
     "ste_sigmoid": [({"ste_sigmoid": True, **SOFTMAX}, "ste_sigmoid=True: has no effect with attn_mode=")],
     "fuse_attn_local": [({"fuse_attn_local": True}, "fuse_attn_local=True: needs attn_mode='softmax'")],
-    "ln_mode": [({"ln_mode": "rms"}, "ln_mode='rms': allowed are 'bp', 'ste', 'center_scale', 'projected'")],
+    "ln_mode": [
+        ({"ln_mode": "rms"}, "ln_mode='rms': allowed are 'bp', 'ste', 'center_scale', 'projected', ")
+    ],
     "mlp_topk": [
         ({"mlp_topk": 49}, "mlp_topk=49: .* at most 48"),
         ({"mlp_topk": -1}, "mlp_topk=-1: must be"),
@@ -84,6 +114,10 @@ TRAIN_REFUSALS = {
     "anchor_interval": [
         ({"anchor_interval": -1}, "anchor_interval=-1: must be an integer of at least 0"),
         ({"anchor_interval": 2.0}, "anchor_interval=2.0: must be an integer"),
+    ],
+    "vq_start": [
+        ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
+        ({"vq_start": 9, "steps": 9}, "vq_start=9: must be an integer of at least 0 and at most 8"),
     ],
     "warmup": [({"warmup": -1}, "warmup=-1: must be an integer of at least 0")],
     "lr": [({"lr": value}, f"lr={value}: must be positive and finite") for value in (0.0, -1.0, math.inf)],
@@ -184,6 +218,11 @@ DIFFERENCES = {
     "method": ({}, "fa"),
     "ste_sigmoid": ({}, True),
     "ste_gelu": ({}, True),
+    "gelu_surrogate": ({"ste_gelu": True}, "steps"),
+    "vq_shared": ({"vq_codes": 5}, False),
+    "subspace_mode": ({"subspace_rank": 5}, "constrain"),
+    "bottleneck_at": ({"vq_codes": 5}, "1"),
+    "gate_start": ({"gated_blocks": True}, 0.5),
     "freeze_emb": ({}, True),
     "ln_mode": ({}, "center_scale"),
     "fuse_attn_local": ({**SOFTMAX, "dropout": 0.5}, True),
@@ -203,8 +242,12 @@ DIFFERENCES = {
 }
 
 
+# What a run does with the model: the codebook is fitted to the text of its batches, see test_run_state.
+IN_RUNS = {"vq_init"}
+
+
 def test_every_field_is_in_the_table_of_differences():
-    assert set(DIFFERENCES) == {item.name for item in fields(LocalGPTConfig)}
+    assert set(DIFFERENCES) | IN_RUNS == {item.name for item in fields(LocalGPTConfig)}
 
 
 @pytest.mark.parametrize("field", DIFFERENCES)
@@ -245,7 +288,13 @@ OPTIONS = {
     "ste_sigmoid": st.booleans(),
     "ste_gelu": st.booleans(),
     "freeze_emb": st.booleans(),
-    "ln_mode": st.sampled_from(["bp", "ste", "center_scale", "projected"]),
+    "ln_mode": st.sampled_from(["bp", "ste", "center_scale", "projected", "scale", "none"]),
+    "gelu_surrogate": st.sampled_from(["identity", "relu", "steps"]),
+    "vq_shared": st.booleans(),
+    "vq_init": st.sampled_from(["random", "kmeans"]),
+    "subspace_mode": st.sampled_from(["project", "constrain"]),
+    "bottleneck_at": st.sampled_from(["", "0", "1", "0,1", "2"]),
+    "gate_start": st.sampled_from([1.0, 0.0]),
     "fuse_attn_local": st.booleans(),
     "mlp_topk": few,
     "resid_topk": few,

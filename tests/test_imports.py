@@ -18,16 +18,18 @@ MODULES = {
 # A module may import modules of the lines above its own only, wherever in its code the import stands.
 LAYERS = """
 validation seeds files vocabulary plays environment exact style drawings rules.grape
-rules.base bottlenecks surrogates batches corpus
+rules.base kmeans surrogates batches corpus
+bottlenecks
 rules.feedback_init rules.backprop rules.sign_symmetry ngrams
 rules.direct_feedback_alignment rules.feedback_alignment rules.weight_mirror
 rules.kolen_pollack
 rules
 config feedback
-jacobian linear feedback_points specs
+jacobian linear feedback_points specs messages
 alignment shared_taps blocks records suites
 convert model
-transport diagnostics cost steps checkpoints verification
+transport internals cost steps checkpoints verification
+diagnostics
 run_state bench
 training
 runs progress

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import MODEL_CASES, SIZES, B, T, make_batch, make_model, normal
+from cases import MODEL_CASES, SIZES, B, T, make_batch, make_model, model_gradients, normal
 from torch import nn
 from torch.nn import functional
 
@@ -21,6 +21,8 @@ NORM_NAMES = {
     "ste": ("ln.weight", "ln.bias"),
     "center_scale": ("weight", "bias_param"),
     "projected": ("weight", "bias_param"),
+    "scale": ("weight", "bias_param"),
+    "none": ("weight", "bias"),
 }
 
 
@@ -40,9 +42,10 @@ def listed_names(config: LocalGPTConfig) -> set[str]:
             names |= {f"blocks.{i}.attn.sig_bias"}
         if config.gated_blocks:
             names |= {f"blocks.{i}.alpha_attn", f"blocks.{i}.alpha_mlp"}
-        if config.vq_codes:
+        narrow = config.bottleneck_at in ("", str(i))
+        if config.vq_codes and narrow:
             names |= {f"blocks.{i}.vq.codebook"}
-        if config.subspace_rank:
+        if config.subspace_rank and narrow:
             names |= {f"blocks.{i}.subspace.Q"}
     names |= {f"{norm}.{part}" for norm in norms for part in NORM_NAMES[config.ln_mode]}
     if config.method in buffer:
@@ -458,3 +461,92 @@ def test_a_top_k_above_the_vocabulary_keeps_everything():
 def test_generate_checks_its_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_model().generate(**{"idx": torch.zeros(1, 2, dtype=torch.long), "max_new_tokens": 1} | arguments)
+
+
+# ------------------------------------------------------------ what narrows the stream, and where
+
+
+def test_under_the_constraint_the_stream_is_the_embeddings_plus_a_vector_of_the_subspace():
+    model = make_model(subspace_rank=4, subspace_mode="constrain")
+    Q, (idx, _) = model.blocks[0].subspace.Q, make_batch()
+    embedded = model.tok_emb(idx) + model.pos_emb.weight[: idx.shape[1]]
+    x = embedded
+    for block in model.blocks:
+        x = block(x, [])
+        added = x - embedded
+        assert (added @ Q @ Q.T - added).norm() < 1e-6 * added.norm()  # Q is rounded to float32
+        assert added.norm() > 0.1
+    # Projecting the stream itself would have lost most of the embeddings.
+    assert (embedded @ Q @ Q.T - embedded).norm() > 0.3 * embedded.norm()
+
+
+def test_the_constraint_is_one_on_the_output_matrices():
+    model = make_model(subspace_rank=4, subspace_mode="constrain")
+    plain = make_model()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for block, other in zip(model.blocks, plain.blocks, strict=True):
+        P = block.subspace.Q @ block.subspace.Q.T
+        for layer in (other.attn.o_proj, other.mlp.proj):
+            layer.weight.data = P @ layer.weight.data
+    idx, targets = make_batch()
+    torch.testing.assert_close(model(idx)[0], plain(idx)[0], rtol=1e-10, atol=1e-12)
+    gradients, expected = (model_gradients(m, idx, targets) for m in (model, plain))
+    for i, block in enumerate(model.blocks):
+        P = block.subspace.Q @ block.subspace.Q.T
+        for name in (f"blocks.{i}.attn.o_proj.weight", f"blocks.{i}.mlp.proj.weight"):
+            torch.testing.assert_close(gradients[name], P @ expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_bottleneck_stands_where_it_is_asked_for():
+    idx, _ = make_batch()
+    outputs = {at: make_model(resid_topk=5, bottleneck_at=at)(idx)[0] for at in ("", "0", "1", "0,1")}
+    outputs["none"] = make_model()(idx)[0]
+    assert torch.equal(outputs[""], outputs["0,1"])
+    different = [outputs[at] for at in ("", "0", "1", "none")]
+    assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+    blocks = make_model(vq_codes=11, subspace_rank=5, bottleneck_at="1").blocks
+    assert (
+        [hasattr(block, "vq") for block in blocks]
+        == [hasattr(b, "subspace") for b in blocks]
+        == [False, True]
+    )
+
+
+def test_codebooks_are_shared_or_of_each_block_its_own():
+    for shared in (True, False):
+        first, second = (vq.codebook for vq in make_model(vq_codes=11, vq_shared=shared).codebooks())
+        assert torch.equal(first, second) == shared
+
+
+def test_gates_start_where_asked_and_a_closed_gate_lets_the_stream_through():
+    model = make_model(gated_blocks=True, gate_start=0.0)
+    for name, parameter in LocalGPT(model.config).named_parameters():
+        assert ("alpha" in name) == (parameter.ndim == 1 and not parameter.any() and parameter.numel() == 1)
+    for block in model.blocks:
+        block.alpha_attn.data.zero_()
+        block.alpha_mlp.data.zero_()
+    x = torch.randn(2, 5, C, dtype=torch.float64)
+    assert torch.equal(model.blocks[0](x, []), x)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fitted_codebooks_serve_the_stream_better(shared):
+    model = make_model(vq_codes=11, vq_shared=shared, vq_init="kmeans", dropout=0.5)
+    idx = make_batch(rows=40)[0]
+    streams = {}
+    for i, vq in enumerate(model.codebooks()):
+        vq.register_forward_pre_hook(lambda module, args, i=i: streams.update({i: args[0].detach()}))
+    model.train()
+    model.fit_codebooks(idx, "key")
+    assert model.training and all(vq.in_use for vq in model.codebooks())
+    books = [vq.codebook.clone() for vq in model.codebooks()]
+    assert torch.equal(*books) == shared
+    random = make_model(vq_codes=11).blocks[0].vq
+    for i, vq in enumerate(model.codebooks()):
+        # The streams are those that the codebooks were fitted to.
+        assert (vq(streams[i]) - streams[i]).norm() < 0.8 * (random(streams[i]) - streams[i]).norm()
+    model.fit_codebooks(idx, "key")
+    assert all(torch.equal(a, vq.codebook) for a, vq in zip(books, model.codebooks(), strict=True))
+    with pytest.raises(ValueError, match="k=11: must be at most the (5|10) vectors"):
+        model.fit_codebooks(idx[:1], "key")
+    assert all(vq.in_use for vq in model.codebooks())

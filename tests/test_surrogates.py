@@ -12,10 +12,12 @@ from localgpt_core import (
     GELUSTE,
     LayerNormProjectedSurrogate,
     LayerNormSTE,
+    LocalGPT,
+    LocalGPTConfig,
     SigmoidSTE,
     SoftmaxValueMixLocalFn,
 )
-from localgpt_core.surrogates import StraightThrough
+from localgpt_core.surrogates import FixedNorm, GELUStepSurrogate, StraightThrough
 
 C, D, S = 6, 3, 4
 
@@ -47,6 +49,39 @@ def test_the_gelu_is_the_exact_one():
     torch.testing.assert_close(GELUSTE.apply(x), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("mode", "slopes"), [("relu", [0, 0, 0, 0, 1, 1, 1]), ("steps", [0, 0, 0.33, 0.33, 0.67, 0.67, 1])]
+)
+def test_step_surrogates_by_hand(mode, slopes, dtype):
+    x = torch.tensor([-9.0, -0.45, -0.44, 0.0, 0.01, 0.44, 0.46], dtype=dtype)
+    assert torch.equal(GELUStepSurrogate.apply(x, mode), functional.gelu(x))
+    g = normal(7, dtype=dtype)
+    found = gradient(lambda x: GELUStepSurrogate.apply(x, mode), x, g)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, g * torch.tensor(slopes, dtype=dtype), rtol=1e-2, atol=0)
+
+
+def test_the_four_steps_are_the_least_squares_fit_that_they_claim_to_be():
+    # The derivative of GELU, d(x) = Phi(x) + x phi(x), for standard normal x, on a fine grid.
+    x = torch.linspace(-6, 6, 24001, dtype=torch.float64, requires_grad=True)
+    (d,) = torch.autograd.grad(functional.gelu(x).sum(), x)
+    x, density = x.detach(), torch.exp(-(x.detach() ** 2) / 2)
+
+    def error(t, a):
+        levels = torch.tensor([0, a, 1 - a, 1], dtype=torch.float64)
+        cuts = torch.tensor([-t, 0, t], dtype=torch.float64)
+        return ((d - levels[torch.bucketize(x, cuts)]).square() * density).sum() / density.sum()
+
+    torch.testing.assert_close(d + d.flip(0), torch.ones_like(d))
+    (low, middle, high), levels = GELUStepSurrogate.STEPS["steps"]
+    assert (low, middle) == (-high, 0) and levels == pytest.approx((0, levels[1], 1 - levels[1], 1))
+    best, relu, identity = error(high, levels[1]), error(0.0, 0.5), (d - 1).square().mul(density).sum()
+    for t, a in ((0.02, 0), (-0.02, 0), (0, 0.02), (0, -0.02)):
+        assert error(high + t, levels[1] + a) > best
+    assert best < relu / 4 and relu < identity / density.sum() / 4
+
+
 def test_straight_through_passes_the_gradient_to_the_input_only():
     x, y = normal(B, C).requires_grad_(True), normal(B, C, seed=1).requires_grad_(True)
     g = normal(B, C, seed=2)
@@ -75,6 +110,7 @@ def test_straight_through_sigmoid_keeps_masked_scores_out():
 NORMS = {
     "center_scale": lambda: LayerNormProjectedSurrogate(C, "center_scale"),
     "projected": lambda: LayerNormProjectedSurrogate(C, "projected"),
+    "scale": lambda: LayerNormProjectedSurrogate(C, "scale"),
     "ste": lambda: LayerNormSTE(C),
 }
 every_norm = pytest.mark.parametrize("build", NORMS.values(), ids=NORMS)
@@ -140,6 +176,37 @@ def test_center_scale_is_its_formula_and_not_the_exact_jacobian():
     assert (expected - exact).norm() > 0.1 * exact.norm()
 
 
+def test_scale_treats_the_statistics_as_constants():
+    norm = off_start(LayerNormProjectedSurrogate(C, "scale").double())
+    x, g = normal(B, T, C), normal(B, T, C, seed=1)
+
+    def detached(x):
+        variance, mean = torch.var_mean(x.detach(), -1, correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * norm.weight.detach()
+
+    torch.testing.assert_close(gradient(norm, x, g), gradient(detached, x, g), rtol=1e-12, atol=1e-14)
+    centred = gradient(LayerNormProjectedSurrogate(C, "center_scale").double(), x, g)
+    plain = gradient(LayerNormProjectedSurrogate(C, "scale").double(), x, g)
+    torch.testing.assert_close(plain - plain.mean(-1, keepdim=True), centred, rtol=1e-12, atol=1e-14)
+    assert (plain.mean(-1).abs() > 1e-3).any()
+
+
+def test_the_fixed_norm_is_a_scaled_gain_with_its_true_derivative():
+    norm = off_start(FixedNorm(C, 0.5).double())
+    x = normal(B, T, C).requires_grad_(True)
+    torch.testing.assert_close(norm(x), x / 0.5 * norm.weight + norm.bias, rtol=1e-12, atol=1e-14)
+    # Nothing holds the scale: twice the input is twice the output, the bias aside.
+    torch.testing.assert_close(norm(2 * x) - norm.bias, 2 * (norm(x) - norm.bias))
+    assert gradcheck(norm, x)
+
+
+def test_the_fixed_norm_starts_with_the_size_that_the_stream_starts_with():
+    torch.manual_seed(0)
+    model = LocalGPT(LocalGPTConfig(n_layer=1, n_head=2, n_embd=128, ln_mode="none", block_size=32))
+    x = model.tok_emb.weight[:32] + model.pos_emb.weight
+    assert model.blocks[0].ln1(x).square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
+
+
 def test_center_scale_by_hand():
     norm = LayerNormProjectedSurrogate(2, "center_scale").double()
     x = torch.tensor([[3.0, 7.0]], dtype=torch.float64)  # mean 5, sigma 2
@@ -168,11 +235,11 @@ def test_layer_norm_ste_passes_the_gradient_and_trains_nothing():
 
 
 def test_the_norms_mode_is_checked():
-    with pytest.raises(ValueError, match="mode='scale': allowed are 'center_scale', 'projected'"):
-        LayerNormProjectedSurrogate(C, "scale")
+    with pytest.raises(ValueError, match="mode='ste': allowed are 'center_scale', 'projected', 'scale'"):
+        LayerNormProjectedSurrogate(C, "ste")
 
 
-@pytest.mark.parametrize("mode", ["center_scale", "projected", "ste"])
+@pytest.mark.parametrize("mode", ["center_scale", "projected", "scale", "ste"])
 def test_norms_under_autocast(mode):
     model = make_model(torch.float32, ln_mode=mode)
     idx, targets = make_batch()

@@ -16,6 +16,7 @@ from torch.nn import functional
 from toys import interrupt_after, toy_corpus, toy_model, toy_spec, toy_text, toy_train
 
 from localgpt_core import run_state, steps, training
+from localgpt_core.bottlenecks import VQResidualDir
 from localgpt_core.checkpoints import load_checkpoint
 from localgpt_core.config import TrainConfig
 from localgpt_core.corpus import Corpus
@@ -685,3 +686,44 @@ def test_a_spec_of_another_text_is_refused():
         ValueError, match=rf"corpus='toy': the spec wants 'toy' with sha256 {toy_corpus().sha256}"
     ):
         execute(toy_spec(), other_corpus())
+
+
+# ------------------------------------------------------------ a codebook that comes late
+
+
+@pytest.mark.parametrize("init", ["random", "kmeans"])
+def test_before_its_first_step_a_codebook_is_not_there(init):
+    late = toy_train(steps=8, vq_start=5, eval_interval=1)
+    found = train(toy_model(vq_codes=6, vq_init=init), late, toy_corpus()).curves["val_loss"]
+    plain = train(toy_model(), toy_train(steps=8, eval_interval=1), toy_corpus()).curves["val_loss"]
+    assert found[:5] == plain[:5] and found[5] != plain[5]
+
+
+def test_a_codebook_is_fitted_once_to_what_the_model_is_then():
+    books = []
+    for start, seed in ((0, 1), (4, 1), (4, 1), (4, 2)):
+        config = toy_train(steps=6, vq_start=start, seed=seed)
+        result = train(toy_model(vq_codes=6, vq_init="kmeans"), config, toy_corpus())
+        books.append(next(result.model.codebooks()).codebook)
+    assert torch.equal(books[1], books[2])
+    assert not torch.equal(books[0], books[1]) and not torch.equal(books[1], books[3])
+    # The random codes follow no data.
+    assert torch.equal(LocalGPT(toy_model(vq_codes=6)).blocks[0].vq.codebook, VQResidualDir(8, 6).codebook)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_a_run_with_a_late_codebook_resumes_bit_for_bit(monkeypatch, tmp_path, stop):
+    model, config = toy_model(vq_codes=6, vq_init="kmeans"), toy_train(steps=8, vq_start=4)
+    whole = train(model, config, toy_corpus())
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, stop)
+        train(model, config, toy_corpus(), checkpoint=tmp_path / "c")
+    resumed = train(model, config, toy_corpus(), checkpoint=tmp_path / "c", resume=True)
+    assert resumed.curves == whole.curves
+    state = resumed.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.model.state_dict().items())
+
+
+def test_a_late_start_of_no_codebook_is_refused():
+    with pytest.raises(ValueError, match="vq_start=3: has no effect without vq_codes"):
+        train(toy_model(), toy_train(vq_start=3), toy_corpus())
