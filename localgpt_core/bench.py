@@ -52,15 +52,27 @@ def with_plain_linears(model: LocalGPT) -> LocalGPT:
     return model
 
 
+def with_torch_attention(model: LocalGPT) -> LocalGPT:
+    """Return ``model`` with torch's ``scaled_dot_product_attention``, which has no dropout here."""
+
+    def mix(q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    for block in model.blocks:
+        block.attn.mix = mix
+    return model
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A model to measure, and what it is measured against."""
+    """A model to measure, and what it is measured against; ``change`` is made to the model that is built."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     against: dict[str, Any] = field(default_factory=dict)
     plain_reference: bool = False
     train: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[LocalGPT], LocalGPT] | None = None
 
 
 def variants(width: int) -> list[Variant]:
@@ -82,15 +94,19 @@ def variants(width: int) -> list[Variant]:
         Variant("dfa block norm + grape", block | {"dfa_norm": True, "fa_grape": True}),
         Variant("ste_sigmoid", {"ste_sigmoid": True}),
         Variant("ste_gelu", {"ste_gelu": True}),
+        Variant("gelu steps", {"ste_gelu": True, "gelu_surrogate": "steps"}),
         Variant("ln ste", {"ln_mode": "ste"}),
         Variant("ln center_scale", {"ln_mode": "center_scale"}),
         Variant("ln projected", {"ln_mode": "projected"}),
         Variant("softmax", softmax),
         Variant("softmax fused (against softmax)", {**softmax, "fuse_attn_local": True}, softmax),
+        Variant("torch's attention (against softmax)", softmax, softmax, change=with_torch_attention),
         Variant(f"mlp_topk {width}", {"mlp_topk": width}),
         Variant(f"resid_topk {width // 2}", {"resid_topk": width // 2}),
         Variant("vq 256 codes", {"vq_codes": 256}),
+        Variant("vq 4096 codes", {"vq_codes": 4096}),
         Variant(f"subspace rank {width // 4}", {"subspace_rank": width // 4}),
+        Variant("subspace constrained", {"subspace_rank": width // 4, "subspace_mode": "constrain"}),
         Variant("gates", {"gated_blocks": True}),
     ]
 
@@ -122,10 +138,14 @@ class _Stepper:
     """A model with its optimiser and one batch, ready to be stepped."""
 
     def __init__(
-        self, model_config: LocalGPTConfig, config: TrainConfig, device: torch.device, plain: bool
+        self,
+        model_config: LocalGPTConfig,
+        config: TrainConfig,
+        device: torch.device,
+        change: Callable[[LocalGPT], LocalGPT] | None = None,
     ) -> None:
         model = build_model(model_config, config)
-        self.model = (with_plain_linears(model) if plain else model).to(device)
+        self.model = (change(model) if change else model).to(device)
         self.config, self.device = config, device
         self.optimizer = build_optimizer(self.model, config)
         shape = (config.batch_size, model_config.block_size)
@@ -185,8 +205,9 @@ def measure(
 def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
     model, config = preset(preset_name, variant.model, variant.train)
     reference_model, reference_config = preset(preset_name, variant.against)
-    ours = _Stepper(model, config, device, plain=False)
-    reference = _Stepper(reference_model, reference_config, device, plain=variant.plain_reference)
+    ours = _Stepper(model, config, device, variant.change)
+    plain = with_plain_linears if variant.plain_reference else None
+    reference = _Stepper(reference_model, reference_config, device, plain)
     order = random.Random(0)
     ratios, times = [], []
     for _ in range(pairs):

@@ -19,7 +19,7 @@ from localgpt_core.corpus import load_corpus
 from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
-from localgpt_core.style import WIDTH, draw_seeds, look, use_style
+from localgpt_core.style import WIDTH, draw_seeds, look, use_style, visible
 from localgpt_core.tables import interval
 
 __all__ = [
@@ -161,7 +161,7 @@ def attention_maps(weights: Mapping[str, Tensor], text: str) -> Figure:
     """Return attention weights (T x T, rows are queries), two maps to a row, with the characters as ticks."""
     rows = (len(weights) + 1) // 2
     figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, (WIDTH / 2 - 0.3) * rows), squeeze=False)
-    characters = [{"\n": "⏎", " ": "·"}.get(character, character) for character in text]
+    characters = visible(text)
     size = "medium" if len(text) <= 16 else "x-small"
     for ax in axes.flat[len(weights) :]:
         ax.axis("off")

@@ -183,7 +183,9 @@ class SuiteResults:
 
 def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
     """Yield step, name and value of one quantity."""
-    steps, values = diagnostics.get("step", []), diagnostics.get(quantity, [])
+    if quantity not in diagnostics:
+        return
+    steps, values = diagnostics["step"], diagnostics[quantity]
     if isinstance(values, dict):
         yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
         return

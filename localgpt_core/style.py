@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "look", "use_style"]
+__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "look", "use_style", "visible"]
 
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
 MARKERS = "osD^vPX*<>hd"
@@ -42,6 +42,11 @@ def look(i: int) -> dict[str, object]:
         "marker": MARKERS[i % len(MARKERS)],
         "linestyle": DASHES[i % len(DASHES)],
     }
+
+
+def visible(text: str) -> list[str]:
+    """Return the characters of ``text`` with signs in place of line breaks and spaces."""
+    return [{"\n": "⏎", " ": "·"}.get(character, character) for character in text]
 
 
 def draw_seeds(ax: Axes, i: int, label: str, table: pd.DataFrame, x: str, y: str) -> None:

@@ -229,6 +229,10 @@ class SoftmaxValueMixLocalFn(torch.autograd.Function):
         """Return O (..., T, D)."""
         attention = torch.softmax(scores, dim=-1).to(value.dtype)
         output = attention @ value
+        if output.ndim > 3:
+            # Heads side by side in memory: joining them is then a view, and what is saved here is the very
+            # tensor that the layer behind attention saves as its input.
+            output = output.transpose(-3, -2).contiguous().transpose(-3, -2)
         ctx.save_for_backward(attention, value, output)
         return output
 

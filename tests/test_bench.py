@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from localgpt_core import LocalGPT, LocalLinear, RuleOptions
-from localgpt_core.bench import measure, read_rows, render, variants, with_plain_linears, write_rows
+from localgpt_core.bench import (
+    measure,
+    read_rows,
+    render,
+    variants,
+    with_plain_linears,
+    with_torch_attention,
+    write_rows,
+)
 from localgpt_core.config import preset
 from localgpt_core.cost import peak_step_bytes, step_bytes
 from localgpt_core.suites import read_suite
@@ -25,6 +33,29 @@ def test_plain_linears_compute_the_same_function_and_gradients():
     assert torch.equal(loss, again)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_torchs_attention_computes_the_same_function_and_gradients():
+    config, _ = preset("tiny", {"attn_mode": "softmax"})
+    results = []
+    for change in (lambda model: model, with_torch_attention):
+        torch.manual_seed(0)
+        model = change(LocalGPT(config))
+        idx = torch.randint(config.vocab_size, (2, 7))
+        loss = model(idx, idx)[1]
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_fused_softmax_takes_no_more_memory_than_the_plain_one(batch):
+    needed = []
+    for fused in (False, True):
+        model = LocalGPT(preset("cpu", {"attn_mode": "softmax", "fuse_attn_local": fused})[0])
+        idx = torch.zeros(batch, model.config.block_size, dtype=torch.long)
+        needed.append(step_bytes(model, idx, idx))
+    assert needed[1] <= needed[0]
 
 
 def test_every_variant_is_measured_and_printed(monkeypatch):

@@ -36,6 +36,7 @@ runs progress
 scheduler tables
 results
 alignment_figures figures
+mechanism_figures
 cli_options
 cli_records
 cli
