@@ -3,108 +3,25 @@ r"""Localize: any torch module learns by a rule, its linear layers replaced in p
     forward    unchanged, bit for bit
     backward   grad_input = error @ feedback at every replaced layer            (`localgpt_core.linear`)
 
-The new layers hold the very Parameter objects of the old ones. Optimisers, tied weights, hooks and the keys
-of the state_dict stay valid; the feedback comes as buffers beside them. transformers' ``Conv1D`` keeps its
-weight as (in x out); its replacement does too and hands the transpose to the autograd Function.
+The new layers share the parameters of the old ones (`localgpt_core.converted_layers`): optimisers, tied
+weights, hooks and the keys of the state_dict stay valid, and the feedback comes as buffers beside them.
 
 Beyond the reach of a conversion is a weight that a module uses without calling the layer that holds it.
 `Localized.exact` lists what is left as it was, and why.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
+from localgpt_core.converted_layers import ConvertedLinear, choose, output_width, replacement, why_nothing
 from localgpt_core.linear import LocalLinear
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.shared_taps import Taps
 from localgpt_core.validation import require, require_choice
 
 __all__ = ["Localized", "localize"]
-
-FILTERED = "left out by the filter"
-UNCALLED = "nn.MultiheadAttention uses its weight without calling it"
-OWN_FORWARD = "has a forward pass of its own"
-NO_WEIGHT = "its weight is computed from other parameters, or not there yet"
-
-
-class _ConvertedLinear(LocalLinear):
-    """A `LocalLinear` in the place of ``original``: its parameters, hooks, mode and attributes are shared."""
-
-    def __init__(
-        self,
-        original: nn.Module,
-        name: str,
-        options: RuleOptions,
-        key: tuple[int | str, ...],
-        taps: Taps,
-        is_output: bool,
-        error_features: int | None,
-    ) -> None:
-        # Not nn.Linear.__init__: it would allocate a weight and draw it from the global random state.
-        vars(self).update(vars(original))
-        vars(self).pop("_compiled_call_impl", None)
-        self._buffers = dict(original._buffers)
-        self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
-        self.name, self.taps = name, taps
-        self.out_features, self.in_features = self.matrix.shape
-        self._take_rule(options, is_output, error_features)
-        if self.rule.buffer_name is not None:
-            self.register_buffer(self.rule.buffer_name, None)
-            self.reset_feedback(*key)
-
-    def oriented(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
-        return tensor
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as a matrix (out x in)."""
-        return self.oriented(self.weight)
-
-    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        """Return y (..., out) for x (..., in); without ``taps`` the conversion's own are used."""
-        if taps is not None:
-            return super().forward(x, taps)
-        own: list[Tensor] = []
-        y = super().forward(x, own)
-        if own:
-            self.taps.add(self.name, y, own)
-        return self.taps.publish(y) if self.is_output and y.requires_grad else y
-
-
-class _ConvertedConv1D(_ConvertedLinear):
-    """In the place of transformers' ``Conv1D``, whose weight is (in x out)."""
-
-    def oriented(self, tensor: Tensor) -> Tensor:
-        return tensor.T
-
-
-def _linear_kinds() -> dict[type[nn.Module], type[_ConvertedLinear]]:
-    """Return what can be replaced by what. Where transformers is not imported, nobody has a Conv1D."""
-    kinds: dict[type[nn.Module], type[_ConvertedLinear]] = {nn.Linear: _ConvertedLinear}
-    utils = sys.modules.get("transformers.pytorch_utils")
-    if utils is not None:
-        kinds[utils.Conv1D] = _ConvertedConv1D
-    return kinds
-
-
-def _linear_kind(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in _linear_kinds() if isinstance(module, kind)), None)
-
-
-def _obstacle(name: str, child: nn.Module, attentions: list[str]) -> str | None:
-    """Return why a linear layer cannot be replaced; None if it can."""
-    if any(name.startswith(attention) for attention in attentions):
-        return UNCALLED
-    # Subclasses that only carry another name, such as NonDynamicallyQuantizableLinear, do no harm.
-    if type(child).forward is not _linear_kind(child).forward or "forward" in vars(child):
-        return OWN_FORWARD
-    weight = child._parameters.get("weight")
-    return NO_WEIGHT if weight is None or isinstance(weight, UninitializedParameter) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +69,7 @@ class Localized:
             gradient = layer.weight.grad
             layer.buffer.grad = None if gradient is None else layer.oriented(gradient).contiguous()
 
-    def _mirroring(self) -> Iterator[_ConvertedLinear]:
+    def _mirroring(self) -> Iterator[ConvertedLinear]:
         layers = dict.fromkeys(self.layers.values())
         return (layer for layer in layers if layer.rule.mirrors_gradient and layer.weight.requires_grad)
 
@@ -228,25 +145,24 @@ def localize(
     rule = RULES[options.method](options)
     allowed = "needs a forward pass of the whole network in forward mode, which only LocalGPT offers"
     require(rule.aligns != "network", "fa_grape", options.fa_grape, f"method={options.method!r} {allowed}")
-    chosen, exact = _choose(module, filter)
+    chosen, exact = choose(module, filter)
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
-    require(bool(names), "module", type(module).__name__, _nothing(module, exact))
+    require(bool(names), "module", type(module).__name__, why_nothing(module, exact))
     if output is not None:
         require_choice("output", output, names)
     allowed = f"method={options.method!r} needs the name of the output layer: one of " + ", ".join(names)
     require(output is not None or rule.error != "output", "output", output, allowed)
 
-    kinds, taps = _linear_kinds(), Taps()
+    taps = Taps()
     error_features = None
     if output is not None:
-        error_features = _features(module.get_submodule(output))
+        error_features = output_width(module.get_submodule(output))
     layers: dict[str, LocalLinear] = {}
     originals: dict[str, nn.Module] = {}
     for original, found in chosen.items():
         key = seed if options.feedback_seed is None else options.feedback_seed, "localize", found[0]
         is_output = output in found
-        build = kinds[_linear_kind(original)]
-        layer = build(original, found[0], options, key, taps, is_output, error_features)
+        layer = replacement(original)(original, found[0], options, key, taps, is_output, error_features)
         for name in found:
             layers[name], originals[name] = layer, original
     for name, layer in layers.items():
@@ -258,11 +174,6 @@ def localize(
     return localized
 
 
-def _features(layer: nn.Module) -> int:
-    """Return the width of the output of a layer that can be replaced."""
-    return layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1]
-
-
 def _options(options: RuleOptions | None, method: str | None, others: dict[str, object]) -> RuleOptions:
     given = {**({} if method is None else {"method": method}), **others}
     if options is not None:
@@ -272,45 +183,3 @@ def _options(options: RuleOptions | None, method: str | None, others: dict[str, 
     for name in given:
         require_choice("option", name, [item.name for item in fields(RuleOptions)])
     return RuleOptions(**given)
-
-
-def _choose(
-    module: nn.Module, filter: Callable[[str, nn.Module], bool] | None
-) -> tuple[dict[nn.Module, list[str]], dict[str, str]]:
-    """Return the layers to replace with their names, and what stays exact with the reason."""
-    every: dict[nn.Module, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        every.setdefault(child, []).append(name)
-    attentions = [
-        f"{name}."
-        for child, names in every.items()
-        if isinstance(child, nn.MultiheadAttention)
-        for name in names
-    ]
-    chosen: dict[nn.Module, list[str]] = {}
-    exact: dict[str, str] = {}
-    for child, names in every.items():
-        wanted = child is not module and (filter is None or any(filter(name, child) for name in names))
-        if isinstance(child, LocalLinear):
-            allowed = f"is a LocalLinear with method={child.rule.options.method!r} already: restore it first"
-            require(not wanted, "layer", names[0], f"{allowed}, or leave it out by filter")
-        elif _linear_kind(child) is None:
-            if not isinstance(child, nn.Embedding | nn.EmbeddingBag):
-                own = [name for name, p in child.named_parameters(recurse=False) if p.ndim > 1]
-                words = f"a parameter that {type(child).__name__} uses itself"
-                exact |= {f"{names[0]}.{name}".lstrip("."): words for name in own}
-        else:
-            obstacles = [_obstacle(name, child, attentions) for name in names]
-            obstacle = next((words for words in obstacles if words), None if wanted else FILTERED)
-            if obstacle is None:
-                chosen[child] = names
-            else:
-                exact |= dict.fromkeys(names, obstacle)
-    return chosen, exact
-
-
-def _nothing(module: nn.Module, exact: dict[str, str]) -> str:
-    if _linear_kind(module) is not None:
-        return "a layer is replaced in the module that holds it: give that one"
-    reasons = "; ".join(f"{name} {words}" for name, words in exact.items())
-    return "holds no linear layer that could be replaced" + (f": {reasons}" if reasons else "")

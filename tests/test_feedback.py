@@ -401,13 +401,13 @@ def test_the_feedback_turns_to_the_jacobian_of_the_network(update, granularity):
     aligned = {name: place for name, place in model.named_modules() if getattr(place, "tap_features", None)}
     norms = {name: place.buffer.norm(dim=0) for name, place in aligned.items()}
     before = feedback_cosines(model, idx)
-    for step in range(30):
+    for step in range(60):
         model.align_feedback("probes", step, idx=idx)
     after = feedback_cosines(model, idx)
     # Where the logits answer strongly; what a key does to them drowns in the noise of the other places.
     strong = [name for name in after if name.endswith(("o_proj", "mlp.proj", "head", "feedback"))]
     assert len(strong) >= 3
-    assert all(after[name] > max(0.6, before[name]) for name in strong), after
+    assert all(after[name] > 0.8 > before[name] + 0.5 for name in strong), after
     if update == "grape":
         for name, place in aligned.items():
             torch.testing.assert_close(place.buffer.norm(dim=0), norms[name], rtol=1e-12, atol=0)

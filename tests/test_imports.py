@@ -27,7 +27,8 @@ rules
 config feedback
 jacobian linear feedback_points specs messages
 alignment shared_taps blocks records suites
-convert model
+converted_layers model
+convert
 transport internals cost steps checkpoints verification
 diagnostics
 run_state bench
