@@ -19,7 +19,7 @@ from localgpt_core.corpus import load_corpus
 from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
-from localgpt_core.style import WIDTH, draw_seeds, look, use_style, visible
+from localgpt_core.style import HEIGHT, WIDTH, draw_seeds, look, use_style, visible
 from localgpt_core.tables import interval
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
 LOSS = "validation loss (nats per character)"
 
 
-def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
-    """Draw the n-gram floors that fall inside the axes, each with its name."""
+def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool = True) -> None:
+    """Draw the n-gram floors that fall inside the axes, each with its name if ``named``."""
     low, high = sorted(ax.get_ylim() if horizontal else ax.get_xlim())
     transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
     previous, lifted = -np.inf, False
@@ -47,6 +47,8 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool) -> None:
             continue
         line, place = (ax.axhline, (1.0, loss)) if horizontal else (ax.axvline, (loss, 1.0))
         line(loss, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+        if not named:
+            continue
         side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
         # Beside each other, a name that would touch the one before it moves up by a line.
         lifted = not horizontal and not lifted and loss - previous < 0.12 * (high - low)
@@ -67,24 +69,33 @@ def loss_curves(
     arms: Sequence[str],
     floors: Mapping[str, float],
     top: float | None = None,
-    x: str = "step",
+    x: str | Sequence[str] = "step",
     step_seconds: Mapping[str, float] | None = None,
 ) -> Figure:
     """Return validation loss over training: the mean over seeds, every seed as a thin line, the floors.
 
     ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"``,
-    ``"tflops"`` or ``"seconds"``; the last needs the seconds of a training step of each arm.
+    ``"tflops"`` or ``"seconds"``, or several of them, a panel each; the last needs the seconds of a training
+    step of each arm.
     """
     curves = results.curves()
     curves["seconds"] = curves["step"] * curves["arm"].map(dict(step_seconds or {}))
-    figure, ax = plt.subplots()
-    for i, arm in enumerate(arms):
-        draw_seeds(ax, i, results.labels[arm], curves[curves["arm"] == arm], x, "val_loss")
-    ax.set(xlabel=AXES[x], ylabel=LOSS)
-    if top is not None:
-        ax.set_ylim(top=top)
-    ax.legend()
-    _floors(ax, floors, horizontal=True)
+    shown = [x] if isinstance(x, str) else list(x)
+    size = (WIDTH, HEIGHT if len(shown) == 1 else 1.25 * HEIGHT)
+    figure, axes = plt.subplots(1, len(shown), sharey=True, squeeze=False, figsize=size)
+    for ax, quantity in zip(axes[0], shown, strict=True):
+        for i, arm in enumerate(arms):
+            draw_seeds(ax, i, results.labels[arm], curves[curves["arm"] == arm], quantity, "val_loss")
+        ax.set_xlabel(AXES[quantity] if len(shown) == 1 else fill(AXES[quantity], 22))
+        if top is not None:
+            ax.set_ylim(top=top)
+    for ax in axes[0]:
+        _floors(ax, floors, horizontal=True, named=ax is axes[0, -1])
+    axes[0, 0].set_ylabel(LOSS)
+    if len(shown) == 1:
+        axes[0, 0].legend()
+    else:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -163,3 +163,13 @@ def test_loss_against_seconds_uses_the_step_times_that_are_given(found):
     (mean,) = [line for line in ax.lines if not line.get_label().startswith("_")]
     assert mean.get_xdata().tolist() == [0.0, 10.0]
     assert ax.get_xlabel() == "time of the training steps (s)"
+
+
+def test_several_axes_have_a_panel_each_and_one_legend(found):
+    figure = figures.loss_curves(
+        found, ["bp", "fa"], {"3-gram": 2.2}, x=("step", "tflops", "seconds"), step_seconds={"fa": 0.5}
+    )
+    assert len(figure.axes) == 3 and len(figure.legends[0].texts) == 2
+    assert [len(ax.texts) for ax in figure.axes] == [0, 0, 1]  # the floor is named once
+    ends = [ax.lines[-2].get_xdata()[-1] for ax in figure.axes]
+    assert ends[0] == 20 and 0 < ends[1] < 1 and ends[2] == 10
