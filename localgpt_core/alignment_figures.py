@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from localgpt_core.results import SuiteResults
-from localgpt_core.style import WIDTH, draw_seeds
+from localgpt_core.style import WIDTH, draw_seeds, legend
 
 __all__ = ["layer_maps", "over_training", "short_names"]
 
@@ -53,8 +53,7 @@ def over_training(
     else:
         ax.axhline(0, color="0.3", linewidth=0.9, zorder=0)
     ax.set(xlabel="training step", ylabel=ylabel)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend()
+    legend(figure, ax)
     return figure
 
 

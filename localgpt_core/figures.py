@@ -19,7 +19,7 @@ from localgpt_core.corpus import load_corpus
 from localgpt_core.model import LocalGPT
 from localgpt_core.ngrams import floors
 from localgpt_core.results import SuiteResults, load_results
-from localgpt_core.style import HEIGHT, WIDTH, draw_seeds, look, use_style, visible
+from localgpt_core.style import HEIGHT, WIDTH, draw_seeds, legend, look, use_style, visible
 from localgpt_core.tables import interval
 
 __all__ = [
@@ -93,7 +93,7 @@ def loss_curves(
         _floors(ax, floors, horizontal=True, named=ax is axes[0, -1])
     axes[0, 0].set_ylabel(LOSS)
     if len(shown) == 1:
-        axes[0, 0].legend()
+        legend(figure, axes[0, 0])
     else:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -142,8 +142,7 @@ def loss_over(
         ax.set_xticks(sorted(table[x].unique()), [f"{value:g}" for value in sorted(table[x].unique())])
         ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=LOSS)
-    if len(table):
-        ax.legend()
+    legend(figure, ax)
     _floors(ax, floors, horizontal=True)
     return figure
 
@@ -196,7 +195,7 @@ def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Map
     for i, (label, curve) in enumerate(curves.items()):
         ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **look(i))
     ax.set(xlabel="training step", ylabel=LOSS)
-    ax.legend()
+    legend(figure, ax)
     _floors(ax, floors, horizontal=True)
     return figure
 

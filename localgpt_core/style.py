@@ -7,10 +7,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "look", "use_style", "visible"]
+__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "legend", "look", "use_style", "visible"]
 
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
+INSIDE = 4  # lines that a legend inside the axes still leaves room for
 MARKERS = "osD^vPX*<>hd"
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
@@ -42,6 +44,22 @@ def look(i: int) -> dict[str, object]:
         "marker": MARKERS[i % len(MARKERS)],
         "linestyle": DASHES[i % len(DASHES)],
     }
+
+
+def legend(figure: Figure, ax: Axes) -> None:
+    """Add a legend for the lines of ``ax``: inside for up to four, below the axes for more.
+
+    The figure grows by the space that the latter takes.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if not labels:
+        return
+    if len(labels) <= INSIDE:
+        ax.legend(handles, labels)
+        return
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * ((len(labels) + 1) // 2))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
 
 
 def visible(text: str) -> list[str]:

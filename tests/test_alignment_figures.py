@@ -1,12 +1,14 @@
 """Comparisons of arms, and the figures of what a rule did over training."""
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from toys import toy_corpus, toy_record
 
 from localgpt_core import alignment_figures, figures, results
 from localgpt_core.results import load_results
+from localgpt_core.style import legend
 from localgpt_core.suites import read_suite
 
 matplotlib.use("Agg")
@@ -173,3 +175,14 @@ def test_several_axes_have_a_panel_each_and_one_legend(found):
     assert [len(ax.texts) for ax in figure.axes] == [0, 0, 1]  # the floor is named once
     ends = [ax.lines[-2].get_xdata()[-1] for ax in figure.axes]
     assert ends[0] == 20 and 0 < ends[1] < 1 and ends[2] == 10
+
+
+def test_a_legend_of_many_lines_stands_below_the_axes(found):
+    few = alignment_figures.over_training(found, ["fa", "close"], "total_cosine", "cosine")
+    assert few.axes[0].get_legend() is not None and not few.legends
+    figure, ax = plt.subplots(figsize=(6, 4))
+    for i in range(5):
+        ax.plot([0, 1], [i, i], label=str(i))
+    legend(figure, ax)
+    assert ax.get_legend() is None and [text.get_text() for text in figure.legends[0].texts] == list("01234")
+    assert figure.get_size_inches().tolist() == pytest.approx([6, 4.6])
