@@ -1,13 +1,13 @@
 r"""What goes on inside a model: who wins, how gradients meet the norms, where the gates stand.
 
-unused, entropy   of k-WTA units and of codes: over many tokens, the share of units or codes that are
-                  never chosen, and the entropy in bits of who is (log2 of their number if all are equal)
-concentration     of hidden units without k-WTA: the mean over tokens of the smallest share of units that
-                  carries 90 % of the squared activation
-radial            of the gradient v that arrives at a norm, gamma included and its mean taken out: the
-                  share of its squared length along the normalised input z, which the norm's exact
-                  derivative removes:   sum |z mean(v z)|^2 / sum |v - mean v|^2   over all tokens
-gates             their values
+- ``unused``, ``entropy``, of k-WTA units and of codes: over many tokens, the share that is never chosen, and
+  the entropy in bits of who is, log2 of their number if all are chosen equally often;
+- ``concentration``, of hidden units without k-WTA: the mean over tokens of the smallest share of units that
+  carries 90 % of the squared activation;
+- ``radial``, of the gradient v that arrives at a norm, gamma included and its mean taken out: the share of
+  its squared length along the normalised input z, which the norm's exact derivative removes,
+  sum (z mean(v z))^2 / sum (v - mean v)^2 over all tokens;
+- ``gates``: their values.
 """
 
 import math
