@@ -93,7 +93,7 @@ def norm_fields(norms: Mapping[str, nn.Module], target: Sequence[float] = (1.0, 
     basis = (basis / basis.norm(dim=1, keepdim=True)).double()  # 2 x 3, orthonormal
     side = torch.linspace(-2, 2, 9, dtype=torch.double)
     points = torch.cartesian_prod(side, side)
-    points = points[points.norm(dim=1) > 0.3]
+    points = points[points.norm(dim=1) > 0.6]  # near the centre sigma is small and arrows cover it
     goal = torch.tensor(target, dtype=torch.double)
     figure, axes = plt.subplots(1, len(norms), squeeze=False, sharey=True, figsize=(WIDTH, 3.2))
     for ax, (title, norm) in zip(axes[0], norms.items(), strict=True):
@@ -102,7 +102,7 @@ def norm_fields(norms: Mapping[str, nn.Module], target: Sequence[float] = (1.0, 
         step = -(gradient @ basis.T)
         step = (step / step.norm(dim=1).max()).numpy()
         ax.add_patch(plt.Circle((0, 0), 3**0.5, fill=False, color="0.6", linestyle="--"))
-        ax.quiver(*points.T.numpy(), *step.T, color=look(0)["color"], pivot="mid", scale=7, width=0.008)
+        ax.quiver(*points.T.numpy(), *step.T, color=look(0)["color"], pivot="mid", scale=5.5, width=0.009)
         ax.plot(*(goal / goal.norm() * 3**0.5).tolist(), marker="*", markersize=12, color=look(1)["color"])
         ax.set(aspect="equal", xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
         ax.set_title(fill(title, 60 // len(norms)), fontsize="small")
