@@ -21,9 +21,9 @@ In the softmax rule the sum over keys that softmax's Jacobian asks for, sum_j A_
 by the definition of O: a product of two vectors that the query already has, no sum over its neighbours.
 
 ``scale`` treats mean and sigma as constants (DetachNorm in Xu et al. 2019). ``steps`` keeps two bits of each
-input for the backward pass, as Approx-BP does for fine-tuning (Yang et al. 2024); here t = 0.449 and
-a = 0.330 minimise the mean squared error of s for standard normal inputs under the symmetry of GELU's
-derivative, d(-x) = 1 - d(x).
+input for the backward pass, as Approx-BP does for fine-tuning (Yang et al. 2024). Their steps fit the
+function; these fit the derivative, as in Novikov et al. 2022: t = 0.449 and a = 0.330 minimise the mean
+squared error of s for standard normal inputs under the symmetry of GELU's derivative, d(-x) = 1 - d(x).
 
 The straight-through estimator, a backward pass that skips a derivative, is from Bengio, Leonard and
 Courville 2013.
@@ -110,7 +110,7 @@ class GELUStepSurrogate(torch.autograd.Function):
         """Return ``grad_output`` times the level of the step that each input is on."""
         (step,) = ctx.saved_tensors
         levels = torch.tensor(ctx.levels, dtype=grad_output.dtype, device=grad_output.device)
-        return grad_output * levels[step.long()], None
+        return grad_output * levels[step.int()], None
 
 
 class LayerNormSTE(MaybeExact, nn.Module):
