@@ -58,7 +58,9 @@ class LocalGPTConfig(RuleOptions):
     resid_topk: int = option(0, "k-WTA on the block's output; 0 = off")
     vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off")
     vq_shared: bool = option(True, "one codebook for all blocks")
-    vq_init: str = option("random", "frozen codes: random directions or kmeans of the stream's own")
+    vq_init: str = option(
+        "random", "frozen codes: random directions, or kmeans: a run fits them to its stream"
+    )
     subspace_rank: int = option(0, "rank of a frozen subspace at each block's end; 0 = off")
     subspace_mode: str = option(
         "project", "project the stream, or constrain what attention and MLP write and spare the embeddings"
@@ -131,9 +133,10 @@ class LocalGPTConfig(RuleOptions):
         at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
         parts = at.split(",") if at else []
         require(all(part.isdecimal() for part in parts), "bottleneck_at", at, allowed)
-        numbers = [int(part) for part in parts]
-        in_order = numbers == sorted(set(numbers)) and all(number < self.n_layer for number in numbers)
-        require(in_order, "bottleneck_at", at, allowed)
+        numbers = sorted({int(part) for part in parts})
+        # One way to write each choice: another spelling would be another run with the same result.
+        canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)
+        require(canonical, "bottleneck_at", at, allowed)
         allowed = "has no effect with subspace_mode='constrain', which needs every block"
         require(not at or self.subspace_mode == "project", "bottleneck_at", at, allowed)
 

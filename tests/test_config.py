@@ -60,7 +60,7 @@ MODEL_REFUSALS = {
         ({"bottleneck_at": "0"}, "bottleneck_at='0': has no effect without resid_topk, vq_codes or"),
         *(
             ({"bottleneck_at": at, "vq_codes": 3}, f"bottleneck_at={at!r}: must be ascending block numbers")
-            for at in ("2", "1,0", "0,0", "a", "0;1", "-1", "0,", ",", " 1")
+            for at in ("2", "1,0", "0,0", "00", "01", "\u0660", "a", "0;1", "-1", "0,", ",", " 1")
         ),
         (
             {"bottleneck_at": "0", "subspace_rank": 3, "subspace_mode": "constrain"},
