@@ -30,6 +30,8 @@ __all__ = ["Row", "measure", "read_rows", "render", "write_rows"]
 
 WARM_UP_STEPS = 3
 
+Change = Callable[[LocalGPT], LocalGPT]
+
 
 class PlainLinear(nn.Linear):
     """``torch.nn.Linear`` that accepts, and ignores, the taps of `LocalLinear`."""
@@ -65,14 +67,14 @@ def with_torch_attention(model: LocalGPT) -> LocalGPT:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to measure, and what it is measured against; ``change`` is made to the model that is built."""
+    """A model to measure, and what it is measured against; a change is made to the model once it is built."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     against: dict[str, Any] = field(default_factory=dict)
-    plain_reference: bool = False
     train: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[LocalGPT], LocalGPT] | None = None
+    change: Change | None = None
+    change_reference: Change | None = None
 
 
 def variants(width: int) -> list[Variant]:
@@ -80,7 +82,7 @@ def variants(width: int) -> list[Variant]:
     softmax = {"attn_mode": "softmax"}
     block = {"method": "dfa", "dfa_granularity": "block"}
     return [
-        Variant("bp (against torch.nn.Linear)", plain_reference=True),
+        Variant("bp (against torch.nn.Linear)", change_reference=with_plain_linears),
         Variant("fa", {"method": "fa"}),
         Variant("sign_sym", {"method": "sign_sym"}),
         Variant("dfa", {"method": "dfa"}),
@@ -142,7 +144,7 @@ class _Stepper:
         model_config: LocalGPTConfig,
         config: TrainConfig,
         device: torch.device,
-        change: Callable[[LocalGPT], LocalGPT] | None = None,
+        change: Change | None,
     ) -> None:
         model = build_model(model_config, config)
         self.model = (change(model) if change else model).to(device)
@@ -206,8 +208,7 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
     model, config = preset(preset_name, variant.model, variant.train)
     reference_model, reference_config = preset(preset_name, variant.against)
     ours = _Stepper(model, config, device, variant.change)
-    plain = with_plain_linears if variant.plain_reference else None
-    reference = _Stepper(reference_model, reference_config, device, plain)
+    reference = _Stepper(reference_model, reference_config, device, variant.change_reference)
     order = random.Random(0)
     ratios, times = [], []
     for _ in range(pairs):

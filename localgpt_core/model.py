@@ -208,10 +208,8 @@ class LocalGPT(nn.Module):
         require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must not be negative")
         require(temperature > 0, "temperature", temperature, "must be positive")
         require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
-        was_training = self.training
-        self.eval()
         caches: list[Cache] = [{} for _ in self.blocks]
-        try:
+        with evaluation_mode(self):
             for _ in range(max_new_tokens):
                 if idx.shape[1] <= self.config.block_size:
                     cached = caches[0]["k"].shape[2] if caches[0] else 0
@@ -226,6 +224,4 @@ class LocalGPT(nn.Module):
                 probabilities = torch.softmax(logits.float(), dim=-1)
                 token = torch.multinomial(probabilities, 1, generator=generator)
                 idx = torch.cat((idx, token), dim=1)
-        finally:
-            self.train(was_training)
         return idx

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from localgpt_core.batches import windows
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.exact import exact_derivatives
+from localgpt_core.exact import evaluation_mode, exact_derivatives
 from localgpt_core.model import LocalGPT
 from localgpt_core.seeds import seed_from
 from localgpt_core.validation import require
@@ -99,13 +99,10 @@ def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> flo
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
         pairs.append((x_rest, y_rest))
-    was_training = model.training
-    model.eval()
     total = 0.0
-    with _precision(train_config, device):
+    with evaluation_mode(model), _precision(train_config, device):
         for inputs, targets in pairs:
             total += model(inputs.to(device), targets.to(device))[1].item() * targets.numel()
-    model.train(was_training)
     return total / (len(ids) - 1)
 
 
