@@ -21,6 +21,7 @@ from localgpt_core.blocks import Block
 from localgpt_core.exact import evaluation_mode
 from localgpt_core.model import LocalGPT
 from localgpt_core.surrogates import FixedNorm, LayerNormSTE, normalise
+from localgpt_core.watching import watch
 
 __all__ = ["choices", "concentration", "entropy_bits", "gates", "radial_shares", "unused_share"]
 
@@ -54,15 +55,16 @@ def choices(model: LocalGPT, idx: Tensor) -> dict[str, Tensor]:
             {name: torch.bincount(vq.codes(x).flatten(), minlength=len(vq.codebook))}
         )
 
-    watched = []
+    inputs, outputs = [], []
     for i, block in enumerate(model.blocks):
         if model.config.mlp_topk:
-            watched.append((block.mlp.proj, nonzero(f"blocks.{i}.mlp")))
+            inputs.append((block.mlp.proj, nonzero(f"blocks.{i}.mlp")))
         if block.resid_topk:
-            watched.append((_behind_topk(block), nonzero(f"blocks.{i}.resid")))
+            behind = _behind_topk(block)
+            (outputs if behind is block else inputs).append((behind, nonzero(f"blocks.{i}.resid")))
         if hasattr(block, "vq"):
-            watched.append((block.vq, chosen(f"blocks.{i}.vq", block.vq)))
-    _watch_inputs(model, idx, watched)
+            inputs.append((block.vq, chosen(f"blocks.{i}.vq", block.vq)))
+    watch(model, idx, inputs, outputs)
     return counts
 
 
@@ -87,23 +89,8 @@ def concentration(model: LocalGPT, idx: Tensor) -> dict[str, float]:
 
         return measure
 
-    _watch_inputs(model, idx, [(b.mlp.proj, note(f"blocks.{i}")) for i, b in enumerate(model.blocks)])
+    watch(model, idx, [(b.mlp.proj, note(f"blocks.{i}")) for i, b in enumerate(model.blocks)])
     return found
-
-
-@torch.no_grad()
-def _watch_inputs(
-    model: LocalGPT, idx: Tensor, watched: list[tuple[nn.Module, Callable[[Tensor], None]]]
-) -> None:
-    """Run a forward pass and hand each module's input (a block's output) to its watcher."""
-    with evaluation_mode(model), ExitStack() as hooks:
-        for module, note in watched:
-            if isinstance(module, Block):
-                hook = module.register_forward_hook(lambda module, args, output, note=note: note(output))
-            else:
-                hook = module.register_forward_pre_hook(lambda module, args, note=note: note(args[0]))
-            hooks.callback(hook.remove)
-        model.logits(idx)
 
 
 def _norms(model: LocalGPT) -> Iterator[tuple[str, nn.Module, Tensor]]:

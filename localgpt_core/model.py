@@ -16,7 +16,7 @@ its exact local gradient under every rule: its error is the loss's own derivativ
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from localgpt_core.jacobian import jvp_estimates
 from localgpt_core.linear import LocalLinear, publish_error
 from localgpt_core.seeds import generator
 from localgpt_core.validation import require
+from localgpt_core.watching import watch
 
 __all__ = ["LocalGPT"]
 
@@ -161,14 +162,10 @@ class LocalGPT(nn.Module):
         """
         streams: dict[VQResidualDir, Tensor] = {}
         self.quantise(False)
-        with evaluation_mode(self), ExitStack() as hooks:
-            hooks.callback(self.quantise, True)
-            for codebook in self.codebooks():
-                hook = codebook.register_forward_pre_hook(
-                    lambda module, args: streams.update({module: args[0]})
-                )
-                hooks.callback(hook.remove)
-            self(idx)
+        try:
+            watch(self, idx, [(vq, partial(streams.__setitem__, vq)) for vq in self.codebooks()])
+        finally:
+            self.quantise(True)
         if self.config.vq_shared and streams:
             first, *others = streams
             first.fit(torch.stack(list(streams.values())), generator(*key, device=idx.device))

@@ -19,7 +19,7 @@ MODULES = {
 LAYERS = """
 validation seeds files vocabulary plays environment exact style drawings rules.grape
 rules.base kmeans surrogates batches corpus
-bottlenecks
+bottlenecks watching
 rules.feedback_init rules.backprop rules.sign_symmetry ngrams
 rules.direct_feedback_alignment rules.feedback_alignment rules.weight_mirror
 rules.kolen_pollack
