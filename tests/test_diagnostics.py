@@ -10,7 +10,9 @@ import torch
 from cases import make_batch, make_model, model_gradients
 from toys import interrupt_after, toy_corpus, toy_model, toy_record, toy_spec, toy_train
 
+from localgpt_core import internals
 from localgpt_core.alignment import alignment, feedback_cosines
+from localgpt_core.batches import windows
 from localgpt_core.config import TrainConfig
 from localgpt_core.records import RunRecord, export_bundle, import_bundle, load_records, read_record
 from localgpt_core.run_state import RunState
@@ -67,6 +69,37 @@ def test_what_is_measured_is_the_alignment_at_that_step():
     assert found["feedback"]["head"][1] == pytest.approx(cosines["head"], rel=1e-3)
     lists = [values for table in ("cosine", "norm_ratio", "feedback") for values in found[table].values()]
     assert {len(values) for values in lists} == {3}
+
+
+def test_what_goes_on_inside_is_measured_at_that_step():
+    options = {"mlp_topk": 5, "vq_codes": 6, "gated_blocks": True}
+    run = RunState(toy_model(**options), toy_train(steps=4, lr=1e-2), toy_corpus(), torch.device("cpu"), 2)
+    run.diagnose()
+    run.advance()
+    run.advance()
+    run.diagnose()
+    text = windows(toy_corpus().val, 7)[0][:128]
+    counts = internals.choices(run.model, text)
+    expected = {
+        "radial": internals.radial_shares(run.model, *run.batch(2)),
+        "gates": internals.gates(run.model),
+        "unused": {place: internals.unused_share(found) for place, found in counts.items()},
+        "entropy": {place: internals.entropy_bits(found) for place, found in counts.items()},
+    }
+    assert list(counts) == ["blocks.0.mlp", "blocks.0.vq"] and "concentration" not in run.diagnostics
+    for quantity, values in expected.items():
+        found = run.diagnostics[quantity]
+        assert {place: series[1] for place, series in found.items()} == pytest.approx(values, rel=1e-3)
+        assert all(len(series) == 2 for series in found.values())
+
+
+def test_concentration_is_measured_where_no_unit_is_silenced():
+    run = RunState(toy_model(), toy_train(), toy_corpus(), torch.device("cpu"), 5)
+    run.diagnose()
+    text = windows(toy_corpus().val, 7)[0][:128]
+    (found,) = run.diagnostics["concentration"]["blocks.0"]
+    assert found == pytest.approx(internals.concentration(run.model, text)["blocks.0"], rel=1e-3)
+    assert run.diagnostics["unused"] == run.diagnostics["entropy"] == run.diagnostics["gates"] == {}
 
 
 @pytest.mark.parametrize("stop", [3, 7, 12])
