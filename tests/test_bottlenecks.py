@@ -6,7 +6,7 @@ from cases import B, T, normal
 from reference import nearest
 
 from localgpt_core import FrozenSubspace, HardTopK, VQResidualDir
-from localgpt_core.bottlenecks import winners
+from localgpt_core.bottlenecks import largest, winners
 
 C, K = 6, 11
 
@@ -120,6 +120,19 @@ def test_the_nearest_code_is_that_of_the_largest_cosine_and_not_of_the_largest_p
     codebook = VQResidualDir(C, 500).codebook
     torch.testing.assert_close(codebook.norm(dim=1), torch.ones(500))
     assert codebook.mean().abs() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_search_finds_the_largest_entry_and_the_first_of_equals(dtype):
+    scores = normal(B, T, K).to(dtype)
+    assert torch.equal(largest(scores), scores.argmax(-1))
+    assert torch.equal(largest(torch.ones(B, T, K, dtype=dtype)), torch.zeros(B, T, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(T, K), (B, T, K), (0, K)], ids=str)
+def test_the_search_is_a_well_formed_operator(shape):
+    torch.library.opcheck(largest, (normal(*shape),))
+    torch.library.opcheck(largest, (normal(*shape[::-1], shape[-1]).transpose(0, 1),))
 
 
 def test_quantising_twice_changes_nothing():
