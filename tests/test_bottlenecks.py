@@ -6,7 +6,7 @@ from cases import B, T, normal
 from reference import nearest
 
 from localgpt_core import FrozenSubspace, HardTopK, VQResidualDir
-from localgpt_core.bottlenecks import largest, winners
+from localgpt_core.bottlenecks import keep, largest, winners
 
 C, K = 6, 11
 
@@ -80,6 +80,15 @@ def test_the_selection_is_a_well_formed_operator(shape):
     torch.library.opcheck(winners, (torch.ones(shape), 2))
     # Strides of its own: a compiler that expects others fails far from here.
     torch.library.opcheck(winners, (normal(*shape[::-1], shape[-1]).abs().transpose(0, 1), 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_mask_keeps_entries_as_they_are(dtype):
+    x, mask = normal(B, T, C).to(dtype), normal(B, T, C, seed=1) > 0
+    for a, b in ((x, mask), (x.transpose(0, 2), mask.transpose(0, 2))):
+        assert torch.equal(keep(a, b), torch.where(b, a, 0)) and keep(a, b).is_contiguous()
+    torch.library.opcheck(keep, (x, mask))
+    torch.library.opcheck(keep, (x.transpose(0, 1), mask.transpose(0, 1)))
 
 
 # What torch.compile uses of PyTorch is partly deprecated by PyTorch.
