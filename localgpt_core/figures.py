@@ -41,7 +41,7 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool
     """Draw the n-gram floors that fall inside the axes, each with its name if ``named``."""
     low, high = sorted(ax.get_ylim() if horizontal else ax.get_xlim())
     transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
-    previous, lifted = -np.inf, False
+    last_in_row: list[float] = []
     for name, loss in sorted(floors.items(), key=lambda floor: floor[1]):
         if not low <= loss <= high:
             continue
@@ -50,11 +50,11 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool
         if not named:
             continue
         side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
-        # Beside each other, a name that would touch the one before it moves up by a line.
-        lifted = not horizontal and not lifted and loss - previous < 0.12 * (high - low)
-        text = f" {name} " + ("\n " if lifted else "")
-        ax.text(*place, text, transform=transform, color="0.3", fontsize="small", **side)
-        previous = loss
+        # Beside each other, a name that would touch the one before it moves up to the first row with room.
+        taken = [not horizontal and loss - last < 0.12 * (high - low) for last in last_in_row]
+        row = [*taken, False].index(False)
+        last_in_row[row : row + 1] = [loss]
+        ax.text(*place, f" {name} " + "\n " * row, transform=transform, color="0.3", fontsize="small", **side)
 
 
 AXES = {
