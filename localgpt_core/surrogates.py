@@ -241,6 +241,5 @@ class SoftmaxValueMixLocalFn(torch.autograd.Function):
         """Return dS_ij = A_ij (<dO_i, V_j> - <dO_i, O_i>) and dV = A^T dO."""
         attention, value, output = ctx.saved_tensors
         own = (grad_output * output).sum(dim=-1, keepdim=True)
-        grad_output = grad_output.contiguous()  # copied once, not by each of the two products
         grad_scores = (grad_output @ value.transpose(-2, -1)).sub_(own).mul_(attention)
         return grad_scores, attention.transpose(-2, -1) @ grad_output
