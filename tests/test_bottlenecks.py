@@ -87,6 +87,9 @@ def test_a_mask_keeps_entries_as_they_are(dtype):
     x, mask = normal(B, T, C).to(dtype), normal(B, T, C, seed=1) > 0
     for a, b in ((x, mask), (x.transpose(0, 2), mask.transpose(0, 2))):
         assert torch.equal(keep(a, b), torch.where(b, a, 0)) and keep(a, b).is_contiguous()
+    x[~mask] = torch.tensor([torch.inf, -torch.inf, torch.nan]).to(dtype).repeat(x.numel())[: (~mask).sum()]
+    kept = keep(x, mask)
+    assert torch.equal(kept, torch.where(mask, x, 0)) and kept.isfinite().all()
     torch.library.opcheck(keep, (x, mask))
     torch.library.opcheck(keep, (x.transpose(0, 1), mask.transpose(0, 1)))
 
