@@ -550,3 +550,11 @@ def test_fitted_codebooks_serve_the_stream_better(shared):
     with pytest.raises(ValueError, match="k=11: must be at most the (5|10) vectors"):
         model.fit_codebooks(idx[:1], "key")
     assert all(vq.in_use for vq in model.codebooks())
+
+
+def test_codebooks_of_their_own_are_fitted_with_draws_of_their_own(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(VQResidualDir, "fit", lambda self, h, source: seeds.append(source.initial_seed()))
+    model = make_model(vq_codes=11, vq_shared=False, vq_init="kmeans")
+    model.fit_codebooks(make_batch()[0], "key")
+    assert len(set(seeds)) == len(model.blocks) == 2
