@@ -4,25 +4,48 @@ Every field is documented once, in its metadata: the command line shows the same
 combination that cannot work raises ValueError; a field that would have no effect is refused as well.
 """
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from localgpt_core.rules import RULES, RuleOptions
-from localgpt_core.rules.base import option
-from localgpt_core.validation import require, require_choice, require_integer, require_types
+from localgpt_core.rules.base import START_OPTIONS
+from localgpt_core.validation import (
+    check_needs,
+    check_values,
+    option,
+    require,
+    require_choice,
+    require_integer,
+)
 
-__all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "preset"]
+__all__ = ["PRESETS", "LocalGPTConfig", "TrainConfig", "check_run", "preset"]
 
 ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
 GRANULARITIES = ("layer", "sublayer", "block")
-INSIDE_RULES = ("bp", "grape", "kp")
+INSIDE_RULES = {
+    "bp": {},
+    "grape": {"method": "fa", "fa_grape": True},
+    "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
+}
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
 GELU_SURROGATES = ("identity", "relu", "steps")
 CODEBOOKS = ("random", "kmeans")
 SUBSPACES = ("project", "constrain")
 PRECISIONS = ("float64", "float32", "bfloat16")
+
+CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
+
+WITH_SIGMOID = (
+    "has no effect with attn_mode='softmax'; needs attn_mode='sigmoid'",
+    lambda config: config.attn_mode == "sigmoid",
+)
+WITH_SOFTMAX = ("needs attn_mode='softmax'", lambda config: config.attn_mode == "softmax")
+WITH_CODES = ("has no effect without vq_codes", lambda config: config.vq_codes > 0)
+BETWEEN_LAYERS = (
+    "needs dfa_granularity='sublayer' or 'block'",
+    lambda config: config.dfa_granularity != "layer",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,101 +58,118 @@ class LocalGPTConfig(RuleOptions):
         ValueError: Naming the field, the value and what is allowed.
     """
 
-    block_size: int = option(256, "longest context, in characters")
-    vocab_size: int = option(65, "number of symbols")
-    n_layer: int = option(6, "number of blocks")
-    n_head: int = option(6, "attention heads per block")
-    n_embd: int = option(384, "width of the residual stream")
-    dropout: float = option(0.2, "dropout probability")
+    block_size: int = option(256, "longest context, in characters", minimum=1)
+    vocab_size: int = option(65, "number of symbols", minimum=1)
+    n_layer: int = option(6, "number of blocks", minimum=1)
+    n_head: int = option(6, "attention heads per block", minimum=1)
+    n_embd: int = option(384, "width of the residual stream", minimum=1)
+    dropout: float = option(0.2, "dropout probability", within="[0, 1)")
     bias: bool = option(False, "biases in the linear layers (norms always have one)")
-    attn_mode: str = option("sigmoid", "attention: sigmoid or softmax")
-    sigmoid_bias_mode: str = option("neg_log_n", "bias of sigmoid attention: neg_log_n, zero or learned")
-    ste_sigmoid: bool = option(False, "straight-through backward for sigmoid attention")
+    attn_mode: str = option("sigmoid", "attention: sigmoid or softmax", choices=ATTENTION_MODES)
+    sigmoid_bias_mode: str = option(
+        "neg_log_n",
+        "bias of sigmoid attention: neg_log_n, zero or learned",
+        choices=SIGMOID_BIASES,
+        needs=WITH_SIGMOID,
+    )
+    ste_sigmoid: bool = option(False, "straight-through backward for sigmoid attention", needs=WITH_SIGMOID)
     ste_gelu: bool = option(False, "a surrogate derivative for GELU, straight-through by default")
     gelu_surrogate: str = option(
-        "identity", "derivative in GELU's place with ste_gelu: " + ", ".join(GELU_SURROGATES)
+        "identity",
+        "derivative in GELU's place with ste_gelu: " + ", ".join(GELU_SURROGATES),
+        choices=GELU_SURROGATES,
+        needs=("has no effect without ste_gelu=True", lambda config: config.ste_gelu),
     )
     freeze_emb: bool = option(False, "do not train token and position embeddings")
     ln_mode: str = option(
-        "bp", "backward rule of LayerNorm: " + ", ".join(LAYER_NORMS[:-1]) + "; none: no normalisation"
+        "bp",
+        "backward rule of LayerNorm: " + ", ".join(LAYER_NORMS[:-1]) + "; none: no normalisation",
+        choices=LAYER_NORMS,
     )
-    fuse_attn_local: bool = option(False, "softmax and value mixing in one op (no attention dropout)")
-    mlp_topk: int = option(0, "k-WTA on the MLP's hidden activation; 0 = off")
-    resid_topk: int = option(0, "k-WTA on the block's output; 0 = off")
-    vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off")
-    vq_shared: bool = option(True, "one codebook for all blocks")
+    fuse_attn_local: bool = option(
+        False, "softmax and value mixing in one op (no attention dropout)", needs=WITH_SOFTMAX
+    )
+    mlp_topk: int = option(
+        0,
+        "k-WTA on the MLP's hidden activation; 0 = off",
+        minimum=0,
+        maximum=lambda config: 4 * config.n_embd,
+    )
+    resid_topk: int = option(
+        0, "k-WTA on the block's output; 0 = off", minimum=0, maximum=lambda config: config.n_embd
+    )
+    vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off", minimum=0)
+    vq_shared: bool = option(True, "one codebook for all blocks", needs=WITH_CODES)
     vq_init: str = option(
-        "random", "frozen codes: random directions, or kmeans: a run fits them to its stream"
+        "random",
+        "frozen codes: random directions, or kmeans: a run fits them to its stream",
+        choices=CODEBOOKS,
+        needs=WITH_CODES,
     )
-    subspace_rank: int = option(0, "rank of a frozen subspace at each block's end; 0 = off")
+    subspace_rank: int = option(
+        0,
+        "rank of a frozen subspace at each block's end; 0 = off",
+        minimum=0,
+        maximum=lambda config: config.n_embd,
+    )
     subspace_mode: str = option(
-        "project", "project the stream, or constrain what attention and MLP write and spare the embeddings"
+        "project",
+        "project the stream, or constrain what attention and MLP write and spare the embeddings",
+        choices=SUBSPACES,
+        needs=("has no effect without subspace_rank", lambda config: config.subspace_rank > 0),
     )
-    bottleneck_at: str = option("", "blocks with a bottleneck at their end, such as 0,2; empty = all")
+    bottleneck_at: str = option(
+        "",
+        "blocks with a bottleneck at their end, such as 0,2; empty = all",
+        needs=(
+            (
+                "has no effect without resid_topk, vq_codes or subspace_rank",
+                lambda config: config.narrows_stream,
+            ),
+            (
+                "has no effect with subspace_mode='constrain', which needs every block",
+                lambda config: config.subspace_mode == "project",
+            ),
+        ),
+    )
     gated_blocks: bool = option(False, "a learned scalar gate per block and sublayer")
-    gate_start: float = option(1.0, "where the gates start; 0 is ReZero's")
-    dfa_granularity: str = option(
-        "layer", "where the output's error comes in: at every " + ", ".join(GRANULARITIES)
+    gate_start: float = option(
+        1.0,
+        "where the gates start; 0 is ReZero's",
+        within="(-inf, inf)",
+        needs=("has no effect without gated_blocks=True", lambda config: config.gated_blocks),
     )
-    dfa_norm: bool = option(False, "between (sub)layers, let it in through the derivative of a LayerNorm")
-    dfa_inside: str = option("bp", "rule of the layers between these points: " + ", ".join(INSIDE_RULES))
+    dfa_granularity: str = option(
+        "layer",
+        "where the output's error comes in: at every " + ", ".join(GRANULARITIES),
+        choices=GRANULARITIES,
+    )
+    dfa_norm: bool = option(
+        False,
+        "between (sub)layers, let it in through the derivative of a LayerNorm",
+        needs=BETWEEN_LAYERS,
+    )
+    dfa_inside: str = option(
+        "bp",
+        "rule of the layers between these points: bp; grape: fa aligned by probes; kp: Kolen-Pollack "
+        "aligned by Kaczmarz steps; their feedback starts as the points' does",
+        choices=INSIDE_RULES,
+        needs=BETWEEN_LAYERS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            require_integer(name, getattr(self, name), 1)
-        require(
-            self.n_embd % self.n_head == 0,
-            "n_embd",
-            self.n_embd,
-            f"must be divisible by n_head={self.n_head}",
-        )
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be in [0, 1)")
-        require_choice("attn_mode", self.attn_mode, ATTENTION_MODES)
-        require_choice("sigmoid_bias_mode", self.sigmoid_bias_mode, SIGMOID_BIASES)
-        require_choice("ln_mode", self.ln_mode, LAYER_NORMS)
-        if self.attn_mode == "softmax":
-            default = LocalGPTConfig.sigmoid_bias_mode
-            allowed = "has no effect with attn_mode='softmax'; needs attn_mode='sigmoid'"
-            require(self.sigmoid_bias_mode == default, "sigmoid_bias_mode", self.sigmoid_bias_mode, allowed)
-            require(not self.ste_sigmoid, "ste_sigmoid", self.ste_sigmoid, allowed)
-        else:
-            allowed = "needs attn_mode='softmax'"
-            require(not self.fuse_attn_local, "fuse_attn_local", self.fuse_attn_local, allowed)
-        require_choice("dfa_granularity", self.dfa_granularity, GRANULARITIES)
+        allowed = f"must be divisible by n_head={self.n_head}"
+        require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
         if RULES[self.method].error != "output":
             users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
             allowed = f"has no effect with method={self.method!r}; needs method {users}"
             require(self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
-        require_choice("dfa_inside", self.dfa_inside, INSIDE_RULES)
-        if self.dfa_granularity == "layer":
-            allowed = "needs dfa_granularity='sublayer' or 'block'"
-            require(not self.dfa_norm, "dfa_norm", self.dfa_norm, allowed)
-            require(self.dfa_inside == "bp", "dfa_inside", self.dfa_inside, allowed)
-        require_integer("mlp_topk", self.mlp_topk, 0, 4 * self.n_embd)
-        require_integer("resid_topk", self.resid_topk, 0, self.n_embd)
-        require_integer("vq_codes", self.vq_codes, 0)
-        require_integer("subspace_rank", self.subspace_rank, 0, self.n_embd)
-        require_choice("gelu_surrogate", self.gelu_surrogate, GELU_SURROGATES)
-        require_choice("vq_init", self.vq_init, CODEBOOKS)
-        require_choice("subspace_mode", self.subspace_mode, SUBSPACES)
-        require(math.isfinite(self.gate_start), "gate_start", self.gate_start, "must be finite")
-        for name, needed, switch in (
-            ("gelu_surrogate", "ste_gelu=True", self.ste_gelu),
-            ("vq_shared", "vq_codes", self.vq_codes),
-            ("vq_init", "vq_codes", self.vq_codes),
-            ("subspace_mode", "subspace_rank", self.subspace_rank),
-            ("gate_start", "gated_blocks=True", self.gated_blocks),
-            ("bottleneck_at", "resid_topk, vq_codes or subspace_rank", self.narrows_stream),
-        ):
-            value, default = getattr(self, name), getattr(LocalGPTConfig, name)
-            require(bool(switch) or value == default, name, value, f"has no effect without {needed}")
-        self._require_blocks()
-        if self.fa_init_mode == "sparse":
-            # The narrowest layer input is n_embd wide.
-            require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
+        self._check_blocks()
+        # The narrowest layer input is n_embd wide.
+        require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
 
-    def _require_blocks(self) -> None:
+    def _check_blocks(self) -> None:
         at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
         parts = at.split(",") if at else []
         require(all(part.isdecimal() for part in parts), "bottleneck_at", at, allowed)
@@ -137,8 +177,27 @@ class LocalGPTConfig(RuleOptions):
         # One way to write each choice: another spelling would be another run with the same result.
         canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)
         require(canonical, "bottleneck_at", at, allowed)
-        allowed = "has no effect with subspace_mode='constrain', which needs every block"
-        require(not at or self.subspace_mode == "project", "bottleneck_at", at, allowed)
+        every = len(numbers) == self.n_layer
+        require(not every, "bottleneck_at", at, "are all blocks, which is written as ''")
+
+    @property
+    def rule(self) -> RuleOptions:
+        """The rule of ``method`` with its own options and nothing else."""
+        return RuleOptions(**{item.name: getattr(self, item.name) for item in fields(RuleOptions)})
+
+    @property
+    def inside_rule(self) -> RuleOptions:
+        """The rule of the linear layers inside the blocks.
+
+        That is `rule`, unless direct feedback comes in between (sub)layers only: then it is what
+        ``dfa_inside`` names, whose feedback starts as that of the points does.
+        """
+        if self.dfa_granularity == "layer":
+            return self.rule
+        options = INSIDE_RULES[self.dfa_inside]
+        method = options.get("method", RuleOptions.method)
+        starts = {name: getattr(self, name) for name in START_OPTIONS & RULES[method].uses}
+        return RuleOptions(**options, **starts)
 
     @property
     def narrows_stream(self) -> bool:
@@ -167,42 +226,55 @@ class TrainConfig:
         ValueError: Naming the field, the value and what is allowed.
     """
 
-    seed: int = option(1, "seed of weights, feedback, batches, dropout and probes")
-    steps: int = option(5000, "training steps")
-    batch_size: int = option(64, "sequences per step")
-    lr: float = option(1e-3, "peak learning rate")
-    min_lr_ratio: float = option(0.1, "final learning rate over the peak")
-    warmup: int = option(100, "steps of linear warm-up")
-    beta1: float = option(0.9, "AdamW's first moment decay")
-    beta2: float = option(0.99, "AdamW's second moment decay")
-    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only")
-    grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping")
-    eval_interval: int = option(250, "steps between evaluations on the whole validation split")
+    seed: int = option(1, "seed of weights, feedback, batches, dropout and probes", minimum=0)
+    steps: int = option(5000, "training steps", minimum=1)
+    batch_size: int = option(64, "sequences per step", minimum=1)
+    lr: float = option(1e-3, "peak learning rate", within="(0, inf)")
+    min_lr_ratio: float = option(0.1, "final learning rate over the peak", within="[0, 1]")
+    warmup: int = option(100, "steps of linear warm-up", minimum=0)
+    beta1: float = option(0.9, "AdamW's first moment decay", within="[0, 1)")
+    beta2: float = option(0.99, "AdamW's second moment decay", within="[0, 1)")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only", within="[0, inf)")
+    grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping", within="[0, inf)")
+    eval_interval: int = option(250, "steps between evaluations on the whole validation split", minimum=1)
     freeze_body: bool = option(False, "control: train embeddings and head only")
-    anchor_interval: int = option(0, "every how many steps one is backpropagation (an anchor); 0 = never")
-    vq_start: int = option(0, "steps before the codebook is in use (and, with kmeans, fitted)")
-    precision: str = option("float32", "float32, bfloat16 (autocast) or float64 (parameters)")
+    anchor_interval: int = option(
+        0,
+        "every how many steps one is backpropagation (an anchor); 0 = never",
+        minimum=0,
+        maximum=lambda config: config.steps,
+    )
+    vq_start: int = option(
+        0,
+        "steps before the codebook is in use (and, with kmeans, fitted)",
+        minimum=0,
+        maximum=lambda config: config.steps - 1,
+    )
+    precision: str = option(
+        "float32", "float32, bfloat16 (autocast) or float64 (parameters)", choices=PRECISIONS
+    )
     compile: bool = option(False, "torch.compile the model")
 
     def __post_init__(self) -> None:
-        require_types(self)
-        for name in ("steps", "batch_size", "eval_interval"):
-            require_integer(name, getattr(self, name), 1)
-        require_integer("seed", self.seed, 0)
-        require_integer("warmup", self.warmup, 0)
-        require_integer("anchor_interval", self.anchor_interval, 0)
-        require_integer("vq_start", self.vq_start, 0, self.steps - 1)
-        require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "must be positive and finite")
-        for name in ("min_lr_ratio", "beta1", "beta2"):
-            value = getattr(self, name)
-            upper = 1 if name == "min_lr_ratio" else 1 - 1e-12
-            require(
-                0 <= value <= upper, name, value, "must be in [0, 1]" if upper == 1 else "must be in [0, 1)"
-            )
-        for name in ("weight_decay", "grad_clip"):
-            value = getattr(self, name)
-            require(value >= 0 and math.isfinite(value), name, value, "must be finite and not negative")
-        require_choice("precision", self.precision, PRECISIONS)
+        check_values(self)
+        check_needs(self)
+
+
+def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
+    """Raise ``ValueError`` for what either configuration allows and both together do not.
+
+    These are anchor steps of a model whose every step is exact, a late start of no codebook, and more codes
+    than the tokens that they would be fitted to.
+    """
+    anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
+    require(not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
+    allowed = "has no effect without vq_codes"
+    require(not train.vq_start or model.vq_codes > 0, "vq_start", train.vq_start, allowed)
+    if model.vq_init == "kmeans":
+        tokens = CODEBOOK_BATCHES * train.batch_size * model.block_size
+        streams = sum(map(model.has_bottleneck, range(model.n_layer))) if model.vq_shared else 1
+        allowed = f"k-means has {tokens * streams} tokens to fit them to, and needs as many as codes"
+        require(model.vq_codes <= tokens * streams, "vq_codes", model.vq_codes, allowed)
 
 
 # tiny: tests and live cells; cpu and gpu: nanoGPT's published character configurations.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from localgpt_core.batches import batch, windows
 from localgpt_core.checkpoints import Checkpoint, save_checkpoint
-from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.cost import peak_memory_mib, step_flops
 from localgpt_core.diagnostics import Diagnostics, measure_into
@@ -21,7 +21,6 @@ __all__ = ["RunState", "TrainResult"]
 
 CURVE_POINTS = 100
 DIAGNOSED_WINDOWS = 128  # of the validation split, for what needs many tokens
-CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
 
 Curves = dict[str, list[float]]
 

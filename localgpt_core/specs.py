@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from localgpt_core.config import LocalGPTConfig, TrainConfig, build, preset
+from localgpt_core.config import LocalGPTConfig, TrainConfig, build, check_run, preset
 from localgpt_core.corpus import Corpus
 from localgpt_core.validation import require
 
@@ -26,12 +26,18 @@ class RunSpec:
         train: The run, its seed included.
         corpus: Name of the corpus.
         corpus_sha256: SHA-256 of its text.
+
+    Raises:
+        ValueError: For what the two configurations together do not allow.
     """
 
     model: LocalGPTConfig
     train: TrainConfig
     corpus: str
     corpus_sha256: str
+
+    def __post_init__(self) -> None:
+        check_run(self.model, self.train)
 
     @property
     def seed(self) -> int:

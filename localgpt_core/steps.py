@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.batches import windows
-from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.exact import evaluation_mode, exact_derivatives
 from localgpt_core.model import LocalGPT
 from localgpt_core.seeds import seed_from
-from localgpt_core.validation import require
 
 __all__ = ["build_model", "build_optimizer", "evaluate", "is_anchor", "learning_rate", "training_step"]
 
@@ -36,12 +35,9 @@ def build_model(
     embeddings and the head are left to learn.
 
     Raises:
-        ValueError: For anchor steps of a model whose every step is exact, or a late start of no codebook.
+        ValueError: For what the two together do not allow, see `localgpt_core.config.check_run`.
     """
-    anchors, allowed = train_config.anchor_interval, "has no effect where every derivative is exact"
-    require(not (anchors and model_config.is_exact), "anchor_interval", anchors, allowed)
-    late, allowed = train_config.vq_start, "has no effect without vq_codes"
-    require(not late or model_config.vq_codes > 0, "vq_start", late, allowed)
+    check_run(model_config, train_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(train_config.seed, "model"))
         model = LocalGPT(model_config)

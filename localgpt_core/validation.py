@@ -1,10 +1,24 @@
-"""One way to refuse a value: name the field, the value and what is allowed."""
+"""One way to refuse a value: name the field, the value and what is allowed.
 
-from collections.abc import Iterable
-from dataclasses import fields
+A configuration declares at each field what it allows (`option`), and `check_values` and `check_needs` hold it
+to that.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import Field, field, fields
 from typing import Any
 
-__all__ = ["require", "require_choice", "require_integer", "require_types"]
+__all__ = ["check_needs", "check_values", "option", "require", "require_choice", "require_integer"]
+
+# Intervals by what a person calls them; others are said as they are.
+INTERVALS = {
+    "(0, inf)": "must be positive and finite",
+    "[0, inf)": "must be finite and not negative",
+    "(-inf, inf)": "must be finite",
+}
+
+Needs = tuple[str, Callable[[Any], bool]]
 
 
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
@@ -31,15 +45,73 @@ def require_integer(field: str, value: Any, minimum: int, maximum: int | None = 
     )
 
 
-def require_types(config: Any) -> None:
-    """Raise ``ValueError`` unless each field of a dataclass has the type of its default.
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Iterable[str] | None = None,
+    minimum: int | None = None,
+    maximum: Callable[[Any], int] | None = None,
+    within: str | None = None,
+    needs: Needs | tuple[Needs, ...] = (),
+) -> Any:
+    """Return a dataclass field that says what it does and what it allows, once for all who ask.
 
-    An ``int`` is a number too. Integer fields have a range to check as well; `require_integer` does both.
+    Args:
+        default: Its default, whose type is that of every value.
+        help: Its effect, for ``--help`` and for the documentation.
+        choices: The names that a string may be.
+        minimum: The least value of an integer.
+        maximum: Its greatest one, a function of the configuration.
+        within: An interval for a number, such as ``"(0, 2]"``.
+        needs: What must hold of the configuration where the value is not the default, else it would have no
+            effect: the words of the refusal, and the condition.
     """
-    kinds = ((bool, bool, "true or false"), (float, int | float, "a number"), (str, str, "a string"))
+    needs = (needs,) if needs and isinstance(needs[0], str) else needs
+    allowed = {"choices": choices, "minimum": minimum, "maximum": maximum, "within": within, "needs": needs}
+    return field(default=default, metadata={"help": help, **allowed})
+
+
+def check_values(config: Any) -> None:
+    """Raise ``ValueError`` unless each field of a configuration is of the kind and in the range it declares.
+
+    An ``int`` is a number too.
+    """
+    for item in fields(config):
+        _check_value(config, item, getattr(config, item.name))
+
+
+def check_needs(config: Any) -> None:
+    """Raise ``ValueError`` where a field is not at its default and what it needs beside it is missing."""
     for item in fields(config):
         value = getattr(config, item.name)
-        for default, allowed, name in kinds:
-            if isinstance(item.default, default):
-                ok = isinstance(value, allowed) and (default is bool or not isinstance(value, bool))
-                require(ok, item.name, value, f"must be {name}")
+        for words, holds in item.metadata["needs"] if value != item.default else ():
+            require(holds(config), item.name, value, words)
+
+
+def _check_value(config: Any, item: Field, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` has the type of the field's default and lies in its range."""
+    name, allowed = item.name, item.metadata
+    if allowed["minimum"] is not None:
+        maximum = allowed["maximum"] and allowed["maximum"](config)
+        if value is not None or item.default is not None:
+            require_integer(name, value, allowed["minimum"], maximum)
+    elif isinstance(item.default, bool):
+        require(isinstance(value, bool), name, value, "must be true or false")
+    elif isinstance(item.default, float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(is_number, name, value, "must be a number")
+        interval = allowed["within"]
+        require(_lies_in(value, interval), name, value, INTERVALS.get(interval, f"must be in {interval}"))
+    else:
+        require(isinstance(value, str), name, value, "must be a string")
+        if allowed["choices"] is not None:
+            require_choice(name, value, allowed["choices"])
+
+
+def _lies_in(value: float, interval: str) -> bool:
+    """Return whether ``value`` lies in an interval such as ``"[0, 1)"``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below and math.isfinite(value)

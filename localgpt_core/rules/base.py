@@ -16,13 +16,13 @@ graph: `localgpt_core.linear` owns the one autograd Function that asks these que
 A new rule is one file that subclasses `LearningRule`, one line in ``rules/__init__.py`` and one test file.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from localgpt_core.validation import require, require_choice, require_integer, require_types
+from localgpt_core.validation import check_needs, check_values, option, require
 
 __all__ = ["RULES", "LearningRule", "RuleOptions"]
 
@@ -35,15 +35,21 @@ SIGN_MAGNITUDES = ("uniform", "random")
 START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedback_seed"})
 PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
 JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate", "jvp_share"})
-GRAPE_OPTIONS = ("fa_grape_head", "fa_grape_start", *sorted(PROBE_OPTIONS), *sorted(JVP_OPTIONS))
 
 # Filled by rules/__init__.py, one line a rule.
 RULES: dict[str, type["LearningRule"]] = {}
 
 
-def option(default: object, help: str) -> object:
-    """Return a dataclass field whose effect is told once, for ``--help`` and for the documentation."""
-    return field(default=default, metadata={"help": help})
+WITHOUT_GRAPE = ("needs fa_grape=True", lambda options: options.fa_grape)
+WITHOUT_SPARSE = ("needs fa_init_mode='sparse'", lambda options: options.fa_init_mode == "sparse")
+OWN_SCALE = (
+    "has no effect with fa_init_mode='ortho_he', which brings its own scale",
+    lambda options: options.fa_init_mode != "ortho_he",
+)
+NOTHING_DRAWN = (
+    "has no effect with sign_magnitude='uniform'; needs 'random'",
+    lambda options: "sign_magnitude" not in RULES[options.method].uses or options.sign_magnitude == "random",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,62 +85,69 @@ class RuleOptions:
         ValueError: For an unknown name, a value out of range, or an option that the rule does not use.
     """
 
-    method: str = option("bp", "learning rule of every linear layer")
-    fa_init_mode: str = option("gaussian", "start of the feedback: " + ", ".join(FEEDBACK_INITS))
-    fa_sparse_k: int = option(0, "non-zeros per feedback row in mode sparse; 0 = in_features // 16")
-    feedback_std: float = option(0.02, "entry RMS of the feedback at its start")
-    feedback_seed: int | None = option(None, "seed of the feedback; default: follows the run's seed")
+    method: str = option("bp", "learning rule of every linear layer", choices=RULES)
+    fa_init_mode: str = option(
+        "gaussian", "start of the feedback: " + ", ".join(FEEDBACK_INITS), choices=FEEDBACK_INITS
+    )
+    fa_sparse_k: int = option(
+        0,
+        "non-zeros per feedback row in mode sparse; 0 = in_features // 16",
+        minimum=0,
+        needs=WITHOUT_SPARSE,
+    )
+    feedback_std: float = option(
+        0.02, "entry RMS of the feedback at its start", within="(0, inf)", needs=OWN_SCALE
+    )
+    feedback_seed: int | None = option(
+        None, "seed of the feedback; default: follows the run's seed", minimum=0, needs=NOTHING_DRAWN
+    )
     fa_grape: bool = option(False, "align the feedback each step by forward passes (GrAPE)")
-    fa_grape_head: bool = option(True, "align the output layer's feedback too")
-    fa_grape_start: int = option(0, "alignment steps before the first weight step")
-    fa_grape_n_probe: int = option(32, "probes per layer and step (fa, kp)")
-    fa_grape_update: str = option("cosine", "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa, kp)")
-    fa_grape_lr: float = option(1.0, "alignment step, relative to the optimal one (fa, kp)")
-    jvp_update: str = option("grape", "use of the Jacobian's estimate: " + ", ".join(JVP_UPDATES) + " (dfa)")
-    jvp_rate: float = option(0.05, "weight of the newest estimate of the Jacobian (dfa)")
-    jvp_share: float = option(0.5, "share of the batch that the Jacobian is estimated from (dfa)")
-    sign_magnitude: str = option("uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES))
-    mirror_n_probe: int = option(32, "white-noise inputs per layer and step (wm)")
-    mirror_rate: float = option(0.1, "weight of the newest correlation in the mirrored feedback (wm)")
+    fa_grape_head: bool = option(True, "align the output layer's feedback too", needs=WITHOUT_GRAPE)
+    fa_grape_start: int = option(
+        0, "alignment steps before the first weight step", minimum=0, needs=WITHOUT_GRAPE
+    )
+    fa_grape_n_probe: int = option(32, "probes per layer and step (fa, kp)", minimum=1, needs=WITHOUT_GRAPE)
+    fa_grape_update: str = option(
+        "cosine",
+        "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa, kp)",
+        choices=PROBE_UPDATES,
+        needs=WITHOUT_GRAPE,
+    )
+    fa_grape_lr: float = option(
+        1.0, "alignment step, relative to the optimal one (fa, kp)", within="(0, 2]", needs=WITHOUT_GRAPE
+    )
+    jvp_update: str = option(
+        "grape",
+        "use of the Jacobian's estimate: " + ", ".join(JVP_UPDATES) + " (dfa)",
+        choices=JVP_UPDATES,
+        needs=WITHOUT_GRAPE,
+    )
+    jvp_rate: float = option(
+        0.05, "weight of the newest estimate of the Jacobian (dfa)", within="(0, 1]", needs=WITHOUT_GRAPE
+    )
+    jvp_share: float = option(
+        0.5,
+        "share of the batch that the Jacobian is estimated from (dfa)",
+        within="(0, 1]",
+        needs=WITHOUT_GRAPE,
+    )
+    sign_magnitude: str = option(
+        "uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES), choices=SIGN_MAGNITUDES
+    )
+    mirror_n_probe: int = option(32, "white-noise inputs per layer and step (wm)", minimum=1)
+    mirror_rate: float = option(
+        0.1, "weight of the newest correlation in the mirrored feedback (wm)", within="(0, 1]"
+    )
 
     def __post_init__(self) -> None:
-        require_types(self)
-        require_choice("method", self.method, RULES)
-        require_choice("fa_init_mode", self.fa_init_mode, FEEDBACK_INITS)
-        require_integer("fa_sparse_k", self.fa_sparse_k, 0)
-        allowed = "must be positive and finite"
-        require(0 < self.feedback_std < float("inf"), "feedback_std", self.feedback_std, allowed)
-        if self.feedback_seed is not None:
-            require_integer("feedback_seed", self.feedback_seed, 0)
-        require_choice("fa_grape_update", self.fa_grape_update, PROBE_UPDATES)
-        require_choice("jvp_update", self.jvp_update, JVP_UPDATES)
-        require_choice("sign_magnitude", self.sign_magnitude, SIGN_MAGNITUDES)
-        require_integer("fa_grape_start", self.fa_grape_start, 0)
-        for name in ("fa_grape_n_probe", "mirror_n_probe"):
-            require_integer(name, getattr(self, name), 1)
-        require(0 < self.fa_grape_lr <= 2, "fa_grape_lr", self.fa_grape_lr, "must be in (0, 2]")
-        for name in ("jvp_rate", "jvp_share", "mirror_rate"):
-            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must be in (0, 1]")
+        check_values(self)
         for item in fields(RuleOptions):
             value = getattr(self, item.name)
             if value != item.default and item.name != "method":
                 users = [name for name, rule in RULES.items() if item.name in rule.uses]
                 allowed = f"has no effect with method={self.method!r}; needs method " + " or ".join(users)
                 require(item.name in RULES[self.method].uses, item.name, value, allowed)
-        if self.fa_init_mode != "sparse":
-            require(self.fa_sparse_k == 0, "fa_sparse_k", self.fa_sparse_k, "needs fa_init_mode='sparse'")
-        if self.fa_init_mode == "ortho_he":
-            allowed = "has no effect with fa_init_mode='ortho_he', which brings its own scale"
-            default = RuleOptions.feedback_std
-            require(self.feedback_std == default, "feedback_std", self.feedback_std, allowed)
-        if not self.fa_grape:
-            for name in GRAPE_OPTIONS:
-                value = getattr(self, name)
-                require(value == getattr(RuleOptions, name), name, value, "needs fa_grape=True")
-        if self.sign_magnitude == "uniform":
-            allowed = "has no effect with sign_magnitude='uniform'; needs 'random'"
-            unused = self.method == "sign_sym" and self.feedback_seed is not None
-            require(not unused, "feedback_seed", self.feedback_seed, allowed)
+        check_needs(self)
 
 
 class LearningRule:
