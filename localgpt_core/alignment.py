@@ -7,7 +7,7 @@ Let d be the direction that the rule gives a parameter in place of a gradient, g
     descends    <d, g> > 0 over all parameters together: a small step along -d lowers the loss
 
 Both are taken on one forward pass each, with the same weights, buffers, batch and dropout mask; the exact one
-keeps the forward pass and replaces every rule and surrogate by the true derivative (`localgpt_core.exact`).
+keeps the forward pass and replaces every rule and surrogate by the true derivative (`localgpt_core.modes`).
 
 A cosine of what is nothing but rounding says nothing. It is NaN, never 1, where a norm is zero or the exact
 gradient of a parameter is at the numerical floor: below 8 eps of the largest one of the model.
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from localgpt_core.exact import exact_derivatives
 from localgpt_core.feedback import HoldsFeedback
 from localgpt_core.jacobian import mean_jacobians
+from localgpt_core.modes import exact_derivatives
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,9 +181,7 @@ def feedback_cosines(model: nn.Module, idx: Tensor, seed: int = 0) -> dict[str, 
     direct = {m for m in places.values() if m.rule.error == "output"}
     targets: dict[HoldsFeedback, Tensor] = {}
     if direct:
-        targets = mean_jacobians(
-            model, lambda perturbation: model.logits(idx, perturbation), direct, seed, "signs"
-        )
+        targets = mean_jacobians(model, lambda: model.logits(idx), direct, seed, "signs")
     cosines = {}
     for name, place in places.items():
         target = targets[place] if place in direct else place.matrix.detach()

@@ -1,5 +1,7 @@
 """The parts of the GPT: causal attention, the MLP, and the block with its bottlenecks.
 
+Each operation with a derivative of its own is a module, chosen when the model is built.
+
 Dimensions in names: B batch, T queries, S keys, H heads, D head width, C width of the residual stream.
 Scores are scaled by D^-0.5 and causal. Softmax attention normalises over the keys; sigmoid attention
 (Ramapuram et al. 2024) is elementwise, sigmoid(score + b), masked entries exactly 0, b = -log(block_size)
@@ -12,20 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir, keep_winners
+from localgpt_core.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.exact import MaybeExact
 from localgpt_core.feedback_points import FeedbackPoint
 from localgpt_core.linear import LocalLinear
-from localgpt_core.rules import RuleOptions
 from localgpt_core.surrogates import (
-    GELUSTE,
     FixedNorm,
-    GELUStepSurrogate,
+    FusedValueMix,
     LayerNormProjectedSurrogate,
     LayerNormSTE,
-    SigmoidSTE,
-    SoftmaxValueMixLocalFn,
+    SurrogateGELU,
+    SurrogateSigmoid,
 )
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
@@ -37,23 +36,14 @@ STREAM_RMS = math.sqrt(2) * INIT_STD  # a token's and a position's embedding, ad
 
 
 def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
-    """Return a layer of the body: its output error, where the rule wants it, is that of the logits.
-
-    Between the feedback points of a coarser granularity the error is a local one, and passes the weights
-    themselves or feedback that layer-local GrAPE keeps close to them, alone or with Kolen-Pollack.
-    """
-    inside = {
-        "bp": RuleOptions(),
-        "grape": RuleOptions(method="fa", fa_grape=True),
-        "kp": RuleOptions(method="kp", fa_grape=True, fa_grape_update="kaczmarz"),
-    }
-    options = config if config.dfa_granularity == "layer" else inside[config.dfa_inside]
+    """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
+    options = config.inside_rule
     return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
 
 
 def feedback_point(config: LocalGPTConfig) -> FeedbackPoint:
     """Return a place in the residual stream where the output's error comes in."""
-    return FeedbackPoint(config.n_embd, config.vocab_size, config, config.dfa_norm)
+    return FeedbackPoint(config.n_embd, config.vocab_size, config.rule, config.dfa_norm)
 
 
 def layer_norm(config: LocalGPTConfig) -> nn.Module:
@@ -67,19 +57,14 @@ def layer_norm(config: LocalGPTConfig) -> nn.Module:
     return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
 
 
-class Attention(MaybeExact, nn.Module):
-    """Causal multi-head attention, softmax or sigmoid."""
+class Attention(nn.Module):
+    """Causal multi-head attention; `mix` is what its kinds differ in."""
 
     def __init__(self, config: LocalGPTConfig) -> None:
         super().__init__()
         self.config = config
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(self, name, local_linear(config, config.n_embd, config.n_embd))
-        start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
-        if config.sigmoid_bias_mode == "learned":
-            self.sig_bias = nn.Parameter(torch.tensor(start))
-        else:
-            self.sig_bias = start
         ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
         self.register_buffer("future", ones.triu(1), persistent=False)
 
@@ -104,64 +89,82 @@ class Attention(MaybeExact, nn.Module):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
         """Return the values mixed by attention, (B, H, T, D); ``future`` (T, S) is True where masked."""
-        scale = q.shape[-1] ** -0.5
-        if self.config.attn_mode == "softmax":
-            scores = ((q * scale) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
-            if self.config.fuse_attn_local:
-                if self.exact:
-                    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
-                return SoftmaxValueMixLocalFn.apply(scores, v)
-            weights = torch.softmax(scores, dim=-1)
-        else:
-            scores = (q * scale) @ k.transpose(-2, -1) + self.sig_bias
-            skipped = self.config.ste_sigmoid and not self.exact
-            sigmoid = SigmoidSTE.apply if skipped else torch.sigmoid
-            # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
-            weights = sigmoid(scores).masked_fill(future, 0.0)
+        raise NotImplementedError(f"{type(self).__name__} must mix its values")
+
+    def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Return the values mixed by ``weights`` (B, H, T, S), some of which drop out in training."""
         weights = functional.dropout(weights, self.config.dropout, self.training)
         return weights.to(v.dtype) @ v
 
 
-class MLP(MaybeExact, nn.Module):
+class SoftmaxAttention(Attention):
+    """Weights are the softmax of the scores over the keys."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__(config)
+        self.fused = FusedValueMix() if config.fuse_attn_local else None
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention; fused, without dropout of the weights."""
+        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
+        if self.fused is not None:
+            return self.fused(scores, v)
+        return self.mixed(torch.softmax(scores, dim=-1), v)
+
+
+class SigmoidAttention(Attention):
+    """Weights are the sigmoid of each score by itself."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__(config)
+        start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
+        learned = config.sigmoid_bias_mode == "learned"
+        self.sig_bias = nn.Parameter(torch.tensor(start)) if learned else start
+        self.sigmoid = SurrogateSigmoid() if config.ste_sigmoid else nn.Sigmoid()
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention."""
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + self.sig_bias
+        # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
+        return self.mixed(self.sigmoid(scores).masked_fill(future, 0.0), v)
+
+
+ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}
+
+
+class MLP(nn.Module):
     """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
 
     def __init__(self, config: LocalGPTConfig) -> None:
         super().__init__()
         self.config = config
         self.fc = local_linear(config, config.n_embd, 4 * config.n_embd)
+        self.activation = SurrogateGELU(config.gelu_surrogate) if config.ste_gelu else nn.GELU()
+        self.winners = TopK(config.mlp_topk) if config.mlp_topk else nn.Identity()
         self.proj = local_linear(config, 4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return the transformed tokens (B, T, C)."""
-        hidden = self.activation(self.fc(x, taps))
-        if self.config.mlp_topk:
-            top_k = keep_winners if self.exact else HardTopK.apply
-            hidden = top_k(hidden, self.config.mlp_topk)
+        hidden = self.winners(self.activation(self.fc(x, taps)))
         return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
 
-    def activation(self, x: Tensor) -> Tensor:
-        """Return GELU(x), with the derivative that the configuration asks for."""
-        if self.exact or not self.config.ste_gelu:
-            return functional.gelu(x)
-        mode = self.config.gelu_surrogate
-        return GELUSTE.apply(x) if mode == "identity" else GELUStepSurrogate.apply(x, mode)
 
-
-class Block(MaybeExact, nn.Module):
+class Block(nn.Module):
     """One pre-norm block and the bottlenecks at its end; ``index`` counts the blocks from 0."""
 
     def __init__(self, config: LocalGPTConfig, index: int) -> None:
         super().__init__()
         self.config = config
         self.ln1 = layer_norm(config)
-        self.attn = Attention(config)
+        self.attn = ATTENTIONS[config.attn_mode](config)
         self.ln2 = layer_norm(config)
         self.mlp = MLP(config)
         if config.gated_blocks:
             self.alpha_attn = nn.Parameter(torch.full((1,), config.gate_start))
             self.alpha_mlp = nn.Parameter(torch.full((1,), config.gate_start))
         narrow = config.has_bottleneck(index)
-        self.resid_topk = config.resid_topk if narrow else 0
+        if config.resid_topk and narrow:
+            self.winners = TopK(config.resid_topk)
         self.constrains = config.subspace_mode == "constrain"
         if config.vq_codes and narrow:
             self.vq = VQResidualDir(config.n_embd, config.vq_codes, None if config.vq_shared else index)
@@ -172,6 +175,11 @@ class Block(MaybeExact, nn.Module):
         if config.dfa_granularity != "layer":
             self.feedback = feedback_point(config)
 
+    def bottlenecks(self) -> list[nn.Module]:
+        """Return what narrows the stream at the block's end, in the order of the forward pass."""
+        names = ("winners", "vq") if self.constrains else ("winners", "vq", "subspace")
+        return [getattr(self, name) for name in names if hasattr(self, name)]
+
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the residual stream after the block, (B, T, C)."""
         gated = self.config.gated_blocks
@@ -181,13 +189,8 @@ class Block(MaybeExact, nn.Module):
             x = self.feedback_attn(x, taps)
         y = self.written(self.mlp(self.ln2(x), taps))
         x = x + (self.alpha_mlp * y if gated else y)
-        if self.resid_topk:
-            top_k = keep_winners if self.exact else HardTopK.apply
-            x = top_k(x, self.resid_topk)
-        if hasattr(self, "vq"):
-            x = self.vq(x)
-        if hasattr(self, "subspace") and not self.constrains:
-            x = self.subspace(x)
+        for bottleneck in self.bottlenecks():
+            x = bottleneck(x)
         if self.config.dfa_granularity != "layer":
             x = self.feedback(x, taps)
         return x

@@ -1,15 +1,17 @@
 """What narrows the residual stream: hard top-k, a frozen codebook, a frozen subspace."""
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.exact import MaybeExact
 from localgpt_core.kmeans import spherical_kmeans
+from localgpt_core.modes import MaybeExact, set_for_a_while, without_autocast
 from localgpt_core.validation import require_integer
 
-__all__ = ["FrozenSubspace", "HardTopK", "VQResidualDir", "keep_winners"]
+__all__ = ["FrozenSubspace", "HardTopK", "TopK", "VQResidualDir", "keep_winners", "quantised"]
 
 # The state an unseeded torch.Generator starts from, which is what gives every block the same codebook.
 UNSEEDED = 67280421310721
@@ -114,9 +116,35 @@ def keep_winners(x: Tensor, k: int) -> Tensor:
     return x * winners(x.detach().abs(), k)
 
 
+class TopK(MaybeExact, nn.Module):
+    """Keep the k entries of largest magnitude of the last dimension (`HardTopK`)."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return x with all but k entries per row set to zero."""
+        return keep_winners(x, self.k)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return x with all but k entries per row set to zero."""
+        return HardTopK.apply(x, self.k)
+
+
+def _wide(h: Tensor) -> Tensor:
+    """Return tokens in float32 at least: what narrows the stream leaves it as precise as it is."""
+    return h.to(torch.promote_types(h.dtype, torch.float32))
+
+
 def nearest_codes(h: Tensor, codebook: Tensor) -> Tensor:
-    """Return argmax_k <h, c_k> (...) for tokens h (..., d_model) and codes (K, d_model)."""
-    return largest(functional.linear(h, codebook.to(h.dtype)).detach())
+    """Return argmax_k <h, c_k> (...) for tokens h (..., d_model) and codes (K, d_model).
+
+    The products are taken in float32 at least, under autocast too.
+    """
+    h = _wide(h.detach())
+    with without_autocast(h):
+        return largest(functional.linear(h, codebook.to(h.dtype)))
 
 
 class _NearestDirection(torch.autograd.Function):
@@ -145,7 +173,8 @@ class VQResidualDir(MaybeExact, nn.Module):
             same width share one codebook.
 
     Attributes:
-        in_use: Whether tokens are quantised; while it is False they pass as they are.
+        in_use: Whether tokens are quantised; while it is False they pass as they are, and the state_dict
+            says so.
 
     Raises:
         ValueError: If a size is below 1.
@@ -177,17 +206,39 @@ class VQResidualDir(MaybeExact, nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the quantised tokens, shaped like h (..., d_model)."""
-        if not self.in_use:
-            return h
-        if self.exact:
-            return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+        return super().forward(h) if self.in_use else h
+
+    def exact_forward(self, h: Tensor) -> Tensor:
+        """Return |h| c_k."""
+        return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+
+    def local_forward(self, h: Tensor) -> Tensor:
+        """Return |h| c_k."""
         return _NearestDirection.apply(h, self.codebook)
+
+    # Not a buffer: its value would have to be fetched from the device in every forward pass. Written only
+    # where it is False, so that the names of a state_dict are those of the original model.
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.in_use:
+            destination[f"{prefix}in_use"] = torch.tensor(False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
+        self.in_use = bool(state_dict.pop(f"{prefix}in_use", True))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def quantised(model: nn.Module, in_use: bool) -> AbstractContextManager[None]:
+    """Switch every codebook of ``model`` on or off inside the ``with`` block."""
+    codebooks = (module for module in model.modules() if isinstance(module, VQResidualDir))
+    return set_for_a_while(codebooks, "in_use", in_use)
 
 
 class FrozenSubspace(nn.Module):
     """Project onto a frozen random subspace: h Q Q^T, with Q (d_model x rank) orthonormal.
 
-    Q comes from the QR decomposition of a seeded Gaussian matrix; the gradient is the same projection.
+    Q comes from the QR decomposition of a seeded Gaussian matrix; the gradient is the same projection. Both
+    are computed in float32 at least, under autocast too.
 
     Args:
         d_model: Width of a token.
@@ -207,5 +258,7 @@ class FrozenSubspace(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h Q Q^T, shaped like h (..., d_model)."""
-        basis = self.Q.to(h.dtype)
-        return (h @ basis) @ basis.T
+        wide = _wide(h)
+        basis = self.Q.to(wide.dtype)
+        with without_autocast(wide):
+            return ((wide @ basis) @ basis.T).to(h.dtype)

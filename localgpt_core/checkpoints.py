@@ -50,7 +50,11 @@ class Checkpoint:
         """Load the model's parameters and buffers."""
         prefix = "model."
         state = {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        # Checkpoints of old do not say whether a codebook was in use yet.
+        model.quantise(self.progress["step"] >= self.train_config.vq_start)
+        own = model.state_dict()
+        state = {name: tensor for name, tensor in own.items() if name.endswith(".vq.in_use")} | state
+        shapes = {name: tensor.shape for name, tensor in own.items()}
         fits = shapes == {name: tensor.shape for name, tensor in state.items()}
         self._require(fits, "its tensors are not those of its model")
         model.load_state_dict(state)

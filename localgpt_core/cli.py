@@ -5,7 +5,7 @@ An error of the user's is one line on stderr, naming the value and what is allow
 
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from localgpt_core.cli_options import (
     Preset,
     Threads,
     say,
-    set_threads,
     with_config_options,
 )
 from localgpt_core.cli_records import commands
@@ -29,9 +28,9 @@ from localgpt_core.plays import line_agreement
 from localgpt_core.progress import progress
 from localgpt_core.records import RunRecord
 from localgpt_core.runs import execute, sample_text
+from localgpt_core.settings import RunSettings
 from localgpt_core.specs import resolve_spec
 from localgpt_core.suites import read_suite
-from localgpt_core.training import select_device
 from localgpt_core.validation import require, require_integer
 
 UsageError = typer.BadParameter.__base__  # typer does not export the class of all its usage errors
@@ -60,28 +59,18 @@ def train(
     overrides: dict[str, Any],
 ) -> None:
     """Train one model, print a sample, write a record and a checkpoint."""
-    set_threads(threads)
+    settings = RunSettings(device=device, threads=threads, resume=resume, diagnose_every=diagnose_every)
     text = load_corpus(corpus)
     model_fields = {item.name for item in fields(LocalGPTConfig)}
     model = {name: value for name, value in overrides.items() if name in model_fields}
     other = {name: value for name, value in overrides.items() if name not in model_fields}
     spec = resolve_spec(preset, model, other, text)
-    select_device(device)
     checkpoint = out / f"{spec.digest}.safetensors"
     if resume:
         require(checkpoint.exists(), "resume", str(checkpoint), "this run has no checkpoint")
     with progress(spec.train.steps, f"{spec.model.method} seed {spec.seed}") as report:
-        record, result = execute(
-            spec,
-            text,
-            arm=spec.model.method,
-            preset=preset,
-            device=device,
-            checkpoint=checkpoint,
-            resume=resume,
-            report=report,
-            diagnose_every=diagnose_every,
-        )
+        settings = replace(settings, checkpoint=checkpoint, report=report)
+        record, result = execute(spec, text, settings, arm=spec.model.method, preset=preset)
     if record is None:
         print(f"interrupted after step {result.steps_done}; checkpoint: {checkpoint}")
         print("the same command with --resume goes on")
@@ -158,10 +147,10 @@ def bench(
     """Measure step time, memory and FLOPs of every rule and option relative to backpropagation."""
     from localgpt_core.bench import measure, render, write_rows
 
-    set_threads(threads)
+    settings = RunSettings(device=device, threads=threads)
     require_integer("pairs", pairs, 1)
     arms = None if suite is None else read_suite(suite)
-    rows = measure(preset, select_device(device), pairs, say, arms)
+    rows = measure(preset, settings.prepare(), pairs, say, arms)
     if out is not None:
         write_rows(rows, out, preset, device)
     print(render(rows))

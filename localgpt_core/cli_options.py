@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
-from localgpt_core.validation import require_integer
 
-__all__ = ["CorpusName", "Device", "Preset", "Threads", "say", "set_threads", "with_config_options"]
+__all__ = ["CorpusName", "Device", "Preset", "Threads", "say", "with_config_options"]
 
 Preset = Annotated[str, typer.Option(help=" or ".join(PRESETS))]
 CorpusName = Annotated[
@@ -25,12 +23,6 @@ Threads = Annotated[int, typer.Option(help="CPU threads")]
 def say(text: str) -> None:
     """Print what is news but not the result, to stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def set_threads(threads: int) -> None:
-    """Let torch use that many CPU threads."""
-    require_integer("threads", threads, 1)
-    torch.set_num_threads(threads)
 
 
 def _option_of(item: Field) -> inspect.Parameter:

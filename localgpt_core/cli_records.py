@@ -1,19 +1,20 @@
 """The commands that work on suites and records: run, table, verify, export, import."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from localgpt_core.cli_options import CorpusName, Device, Threads, say, set_threads
+from localgpt_core.cli_options import CorpusName, Device, Threads, say
 from localgpt_core.corpus import load_corpus
 from localgpt_core.progress import progress
 from localgpt_core.records import export_bundle, import_bundle, load_records
 from localgpt_core.runs import execute
 from localgpt_core.scheduler import SuiteRun
+from localgpt_core.settings import RunSettings
 from localgpt_core.suites import read_suite
-from localgpt_core.training import select_device
 from localgpt_core.validation import require, require_integer
 
 __all__ = ["commands"]
@@ -39,17 +40,14 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="digest of a run to make; repeatable")] = None,
 ) -> None:
     """Make the runs of a suite that are not yet recorded; can be stopped and started again."""
-    set_threads(threads)
     require_integer("jobs", jobs, 1)
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
-    select_device(device)
+    settings = RunSettings(device=device, threads=threads, deadline=deadline)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
     folder = out or records / plan.name
-    suite_run = SuiteRun(
-        plan, text, records, folder, preset, device, threads, deadline, corpus or plan.corpus
-    )
+    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus)
     if not only:
         complete = suite_run.all(jobs, say)
         print(f"{plan.name}: " + ("complete" if complete else "not complete; start it again to go on"))
@@ -93,7 +91,7 @@ def verify(
     """Run a record's spec again and compare the curves."""
     from localgpt_core.verification import compare
 
-    set_threads(threads)
+    settings = RunSettings(device=device, threads=threads)
     found = load_records(records, say)
     matching = [name for name in found if name.startswith(digest)]
     require(len(matching) == 1, "digest", digest, f"{len(matching)} of {len(found)} records match")
@@ -101,7 +99,7 @@ def verify(
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
     with progress(spec.train.steps, f"verify {recorded.digest}") as report:
-        again, _ = execute(spec, load_corpus(corpus or spec.corpus), device=device, report=report)
+        again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
     if again is None:
         raise typer.Exit(130)
     verdict = compare(recorded, again, tolerance)

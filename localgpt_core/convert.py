@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
-from localgpt_core.converted_layers import ConvertedLinear, choose, output_width, replacement, why_nothing
+from localgpt_core.between_steps import align, mirror, mirrored
+from localgpt_core.converted_layers import choose, output_width, replacement, why_nothing
 from localgpt_core.linear import LocalLinear
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.shared_taps import Taps
@@ -52,8 +53,7 @@ class Localized:
 
         Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only.
         """
-        for layer in dict.fromkeys(self.layers.values()):
-            layer.align_feedback(*key, layer.name)
+        align(self._places(), *key)
 
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each trained weight with the feedback that takes the same steps (Kolen-Pollack).
@@ -61,17 +61,14 @@ class Localized:
         Give the feedback to the optimiser, in the group of its weight, and call `mirror_gradients` before
         every step.
         """
-        return ((layer.weight, layer.buffer) for layer in self._mirroring())
+        return mirrored(self._places())
 
     def mirror_gradients(self) -> None:
         """Hand the gradient of each weight to its feedback: after clipping, before the optimiser's step."""
-        for layer in self._mirroring():
-            gradient = layer.weight.grad
-            layer.buffer.grad = None if gradient is None else layer.oriented(gradient).contiguous()
+        mirror(self._places())
 
-    def _mirroring(self) -> Iterator[ConvertedLinear]:
-        layers = dict.fromkeys(self.layers.values())
-        return (layer for layer in layers if layer.rule.mirrors_gradient and layer.weight.requires_grad)
+    def _places(self) -> list[LocalLinear]:
+        return list(dict.fromkeys(self.layers.values()))
 
     def restore(self) -> None:
         """Put the original layers back, with the parameters and in the mode that the new ones have now."""

@@ -41,21 +41,12 @@ class ConvertedLinear(LocalLinear):
         vars(self).pop("_compiled_call_impl", None)
         self._buffers = dict(original._buffers)
         self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
-        self.name, self.taps = name, taps
+        self.place, self.taps = name, taps
         self.out_features, self.in_features = self.matrix.shape
         self._take_rule(options, is_output, error_features)
         if self.rule.buffer_name is not None:
             self.register_buffer(self.rule.buffer_name, None)
             self.reset_feedback(*key)
-
-    def oriented(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
-        return tensor
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as a matrix (out x in)."""
-        return self.oriented(self.weight)
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Return y (..., out) for x (..., in); without ``taps`` the conversion's own are used."""
@@ -64,7 +55,7 @@ class ConvertedLinear(LocalLinear):
         own: list[Tensor] = []
         y = super().forward(x, own)
         if own:
-            self.taps.add(self.name, y, own)
+            self.taps.add(self.place, y, own)
         return self.taps.publish(y) if self.is_output and y.requires_grad else y
 
 

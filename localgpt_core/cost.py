@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from localgpt_core.exact import exact_derivatives
 from localgpt_core.model import LocalGPT
+from localgpt_core.modes import exact_derivatives
 
 __all__ = [
     "alignment_in_forward_passes",

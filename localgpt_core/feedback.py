@@ -1,24 +1,15 @@
-"""What every module with a feedback matrix has in common, and how a measurement disturbs its input."""
+"""What every module with a feedback matrix has in common."""
+
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from localgpt_core.exact import MaybeExact
+from localgpt_core.modes import MaybeExact
 from localgpt_core.rules import LearningRule, RuleOptions
 from localgpt_core.seeds import generator
 
-__all__ = ["HoldsFeedback", "Perturbation"]
-
-
-class Perturbation(list):
-    """Takes the place of the list of taps in a forward pass that measures what a small change would do.
-
-    Every place with a feedback matrix asks it to disturb its input.
-    """
-
-    def perturb(self, place: nn.Module, x: Tensor) -> Tensor:
-        """Return ``x``, disturbed, as the input of ``place``."""
-        raise NotImplementedError
+__all__ = ["HoldsFeedback"]
 
 
 class HoldsFeedback(MaybeExact):
@@ -28,11 +19,15 @@ class HoldsFeedback(MaybeExact):
         rule: The `LearningRule`.
         is_output: Whether the module's output is the network's output.
         tap_features: Width V of the taps, None where the rule uses the local error.
+        matrix: The weight (out x in) that the feedback stands in for; None where there is none.
+        place: Its own part of every key that its random draws come from: a name or a number.
     """
 
     rule: LearningRule
     is_output: bool
     tap_features: int | None
+    matrix: Tensor | None = None
+    place: int | str = 0
 
     def _register_feedback(self, options: RuleOptions) -> None:
         if self.rule.buffer_name is not None:
@@ -40,9 +35,10 @@ class HoldsFeedback(MaybeExact):
             seed = options.feedback_seed
             self.reset_feedback(int(torch.randint(2**62, ())) if seed is None else seed)
 
-    def _weight(self) -> Tensor:
-        """Return the weight (out x in) that the feedback belongs to."""
-        raise NotImplementedError
+    @property
+    def feedback_like(self) -> Tensor:
+        """A tensor (..., in) whose width, dtype and device the feedback shares: the weight, where one is."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its feedback is like")
 
     @property
     def buffer(self) -> Tensor | None:
@@ -52,12 +48,16 @@ class HoldsFeedback(MaybeExact):
     def reset_feedback(self, *key: int | str) -> None:
         """Draw the feedback anew: a pure function of ``key``, the shape and, for a scale, the weight."""
         if self.rule.buffer_name is not None:
-            weight = self._weight()
-            width = self.tap_features or len(weight)
-            setattr(self, self.rule.buffer_name, self.rule.initial_buffer(weight, width, generator(*key)))
+            like = self.feedback_like
+            width = self.tap_features or len(like)
+            setattr(self, self.rule.buffer_name, self.rule.initial_buffer(like, width, generator(*key)))
 
     def align_feedback(self, *key: int | str) -> None:
         """Let a rule that aligns layer by layer move its feedback; random draws depend on ``key`` only."""
         if self.rule.aligns == "layer":
-            weight = self._weight()
-            self.rule.align(weight, self.buffer, self.is_output, generator(*key, device=weight.device))
+            source = generator(*key, device=self.matrix.device)
+            self.rule.align(self.matrix, self.buffer, self.is_output, source)
+
+    def disturbed(self, x: Tensor, disturb: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the input ``x`` with ``disturb`` applied to what the feedback answers for: here x itself."""
+        return disturb(x)

@@ -12,10 +12,12 @@ component along x, which lets the stream grow without end although the loss does
 but the token's own values.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from localgpt_core.feedback import HoldsFeedback, Perturbation
+from localgpt_core.feedback import HoldsFeedback
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.surrogates import EPS, normalise, normalise_backward
 from localgpt_core.validation import require, require_integer
@@ -56,7 +58,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         norm: Whether the error passes the derivative of a LayerNorm on its way in.
 
     Raises:
-        ValueError: For a rule with a local error.
+        ValueError: For a rule with a local error, or one that aligns to a layer's weight.
     """
 
     is_output = False
@@ -66,32 +68,33 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         require_integer("width", width, 1)
         require_integer("error_features", error_features, 1)
         self.rule = RULES[options.method](options)
-        allowed = "must be a rule that uses the output's error"
-        require(self.rule.error == "output", "method", options.method, allowed)
+        allowed = "must be a rule that uses the output's error, and align to no layer"
+        require(
+            self.rule.error == "output" and self.rule.aligns != "layer", "method", options.method, allowed
+        )
         self.width, self.tap_features, self.norm = width, error_features, norm
-        # Device and dtype of the feedback until it is there; a point has no weight.
         self.register_buffer("_like", torch.empty(0, width), persistent=False)
         self._register_feedback(options)
 
-    def _weight(self) -> Tensor:
+    @property
+    def feedback_like(self) -> Tensor:
+        """An empty tensor of the stream's width: a point has no weight."""
         return self._like
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
-        if isinstance(taps, Perturbation):
-            return self._perturb(taps, x)
         if self.exact or not torch.is_grad_enabled():
             return x
         y, tap = _FeedbackPointFunction.apply(x, self.buffer, self.rule, self.tap_features, self.norm)
         taps.append(tap)
         return y
 
-    def _perturb(self, perturbation: Perturbation, x: Tensor) -> Tensor:
+    def disturbed(self, x: Tensor, disturb: Callable[[Tensor], Tensor]) -> Tensor:
         """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
         if not self.norm:
-            return perturbation.perturb(self, x)
+            return disturb(x)
         sigma = x.var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt().detach()
-        return perturbation.perturb(self, x / sigma) * sigma
+        return disturb(x / sigma) * sigma
 
     def extra_repr(self) -> str:
         """Return what ``print(point)`` shows: the width and the rule."""

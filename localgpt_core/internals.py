@@ -17,11 +17,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from localgpt_core.blocks import Block
-from localgpt_core.exact import evaluation_mode
 from localgpt_core.model import LocalGPT
+from localgpt_core.modes import evaluation_mode, watch
 from localgpt_core.surrogates import FixedNorm, LayerNormSTE, normalise
-from localgpt_core.watching import watch
 
 __all__ = ["choices", "concentration", "entropy_bits", "gates", "radial_shares", "unused_share"]
 
@@ -59,19 +57,12 @@ def choices(model: LocalGPT, idx: Tensor) -> dict[str, Tensor]:
     for i, block in enumerate(model.blocks):
         if model.config.mlp_topk:
             inputs.append((block.mlp.proj, nonzero(f"blocks.{i}.mlp")))
-        if block.resid_topk:
-            behind = _behind_topk(block)
-            (outputs if behind is block else inputs).append((behind, nonzero(f"blocks.{i}.resid")))
+        if hasattr(block, "winners"):
+            outputs.append((block.winners, nonzero(f"blocks.{i}.resid")))
         if hasattr(block, "vq"):
             inputs.append((block.vq, chosen(f"blocks.{i}.vq", block.vq)))
     watch(model, idx, inputs, outputs)
     return counts
-
-
-def _behind_topk(block: Block) -> nn.Module:
-    """Return the module that is given the output of the residual k-WTA, or the block that returns it."""
-    behind = ("vq",) if block.constrains else ("vq", "subspace")
-    return next((getattr(block, name) for name in (*behind, "feedback") if hasattr(block, name)), block)
 
 
 def concentration(model: LocalGPT, idx: Tensor) -> dict[str, float]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.feedback import HoldsFeedback, Perturbation
+from localgpt_core.feedback import HoldsFeedback
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.validation import require, require_integer
 
@@ -156,12 +156,18 @@ class LocalLinear(HoldsFeedback, nn.Linear):
         )
         self.tap_features = error_features if uses_output_error else None
 
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
+        return tensor
+
     @property
     def matrix(self) -> Tensor:
         """The weight as a matrix (out x in), however the layer keeps it."""
-        return self.weight
+        return self.oriented(self.weight)
 
-    def _weight(self) -> Tensor:
+    @property
+    def feedback_like(self) -> Tensor:
+        """The weight as a matrix."""
         return self.matrix
 
     def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
@@ -173,8 +179,6 @@ class LocalLinear(HoldsFeedback, nn.Linear):
         Raises:
             ValueError: If the rule needs ``taps`` and there are none.
         """
-        if isinstance(taps, Perturbation):
-            x = taps.perturb(self, x)
         if self.exact or not torch.is_grad_enabled():
             return functional.linear(x, self.matrix, self.bias)
         if self.tap_features is not None:

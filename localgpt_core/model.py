@@ -22,16 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.between_steps import align, feedback_places, mirrored
 from localgpt_core.blocks import INIT_STD, Block, Cache, layer_norm
-from localgpt_core.bottlenecks import VQResidualDir
+from localgpt_core.bottlenecks import VQResidualDir, quantised
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.exact import evaluation_mode
-from localgpt_core.feedback import HoldsFeedback, Perturbation
-from localgpt_core.jacobian import jvp_estimates
+from localgpt_core.feedback import HoldsFeedback
 from localgpt_core.linear import LocalLinear, publish_error
+from localgpt_core.modes import evaluation_mode, watch
 from localgpt_core.seeds import generator
 from localgpt_core.validation import require
-from localgpt_core.watching import watch
 
 __all__ = ["LocalGPT"]
 
@@ -54,10 +53,11 @@ class LocalGPT(nn.Module):
         self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
         self.ln_f = layer_norm(config)
-        self.head = LocalLinear(config.n_embd, config.vocab_size, False, config, is_output=True)
+        self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, is_output=True)
         self._init_weights(generator(seed, "weights"))
         feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
         for index, place in enumerate(self.feedback_places()):
+            place.place = index
             place.reset_feedback(feedback_seed, "feedback", index)
         if config.freeze_emb:
             self.tok_emb.requires_grad_(False)
@@ -80,13 +80,11 @@ class LocalGPT(nn.Module):
 
     def feedback_places(self) -> Iterator[HoldsFeedback]:
         """Yield every linear layer and every feedback point between blocks, the head last."""
-        return (module for module in self.modules() if isinstance(module, HoldsFeedback))
+        return feedback_places(self)
 
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each trained weight with the feedback that takes the same steps, where a rule has one."""
-        for layer in self.local_linears():
-            if layer.rule.mirrors_gradient and layer.weight.requires_grad:
-                yield layer.weight, layer.buffer
+        return mirrored(self.feedback_places())
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
@@ -96,18 +94,12 @@ class LocalGPT(nn.Module):
         Raises:
             ValueError: If T exceeds ``block_size``.
         """
-        logits = self._logits(idx)
+        logits = self.logits(idx)
         if targets is None:
             return logits, None
         return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
-    def logits(self, idx: Tensor, perturbation: Perturbation | None = None) -> Tensor:
-        """Return the logits (B, T, V) of a forward pass whose inputs ``perturbation`` may disturb."""
-        return self._logits(idx, perturbation=perturbation)
-
-    def _logits(
-        self, idx: Tensor, caches: list[Cache] | None = None, perturbation: Perturbation | None = None
-    ) -> Tensor:
+    def logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
         start = caches[0]["k"].shape[2] if caches and caches[0] else 0
         end = start + idx.shape[1]
@@ -115,7 +107,7 @@ class LocalGPT(nn.Module):
         require(end <= self.config.block_size, "T", end, allowed)
         x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
         x = functional.dropout(x, self.config.dropout, self.training)
-        taps: list[Tensor] = [] if perturbation is None else perturbation
+        taps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             x = block(x, taps, None if caches is None else caches[i])
         return publish_error(self.head(self.ln_f(x), taps), taps)
@@ -128,18 +120,7 @@ class LocalGPT(nn.Module):
         Raises:
             ValueError: If such a rule gets none.
         """
-        to_network = {place for place in self.feedback_places() if place.rule.aligns == "network"}
-        if not self.config.fa_grape_head:
-            to_network.discard(self.head)
-        if to_network:
-            require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
-
-            idx = idx[: math.ceil(self.config.jvp_share * len(idx))]
-            estimates = jvp_estimates(self, lambda noise: self.logits(idx, noise), to_network, *key)
-            for place, estimate in estimates.items():
-                place.rule.align_to_jacobian(place.buffer, estimate)
-        for index, place in enumerate(self.feedback_places()):
-            place.align_feedback(*key, index)
+        align(self.feedback_places(), *key, network=self, logits=self.logits, idx=idx)
 
     def codebooks(self) -> Iterator[VQResidualDir]:
         """Yield the frozen codebooks, block by block."""
@@ -161,11 +142,8 @@ class LocalGPT(nn.Module):
             ValueError: If there are fewer tokens than codes.
         """
         streams: dict[VQResidualDir, Tensor] = {}
-        self.quantise(False)
-        try:
+        with quantised(self, False):
             watch(self, idx, [(vq, partial(streams.__setitem__, vq)) for vq in self.codebooks()])
-        finally:
-            self.quantise(True)
         if self.config.vq_shared and streams:
             first, *others = streams
             first.fit(torch.stack(list(streams.values())), generator(*key, device=idx.device))
@@ -210,10 +188,10 @@ class LocalGPT(nn.Module):
             for _ in range(max_new_tokens):
                 if idx.shape[1] <= self.config.block_size:
                     cached = caches[0]["k"].shape[2] if caches[0] else 0
-                    logits = self._logits(idx[:, cached:], caches)
+                    logits = self.logits(idx[:, cached:], caches)
                 else:
                     # Every position shifts: what was cached belongs to other positions.
-                    logits = self._logits(idx[:, -self.config.block_size :])
+                    logits = self.logits(idx[:, -self.config.block_size :])
                 logits = logits[:, -1] / temperature
                 if top_k is not None:
                     floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from localgpt_core.training import Report
+from localgpt_core.settings import Report
 
 __all__ = ["progress"]
 

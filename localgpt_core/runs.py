@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from localgpt_core.environment import environment
 from localgpt_core.model import LocalGPT
 from localgpt_core.records import RunRecord
 from localgpt_core.seeds import generator
+from localgpt_core.settings import RunSettings
 from localgpt_core.specs import RunSpec
-from localgpt_core.training import Report, TrainResult, select_device, train
+from localgpt_core.training import TrainResult, train
 from localgpt_core.validation import require
 from localgpt_core.vocabulary import decode, encode
 
@@ -52,18 +54,17 @@ def sample_text(
 def execute(
     spec: RunSpec,
     corpus: Corpus,
+    settings: RunSettings | None = None,
     *,
     suite: str = "",
     arm: str = "",
     preset: str = "",
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    deadline: float = float("inf"),
-    report: Report | None = None,
-    diagnose_every: int = 0,
+    **fields: Any,
 ) -> tuple[RunRecord | None, TrainResult | None]:
     """Run ``spec`` and return its record and its result.
+
+    ``settings``, or in their place ``fields`` of `RunSettings` by name, say where and how; ``suite``, ``arm``
+    and ``preset`` what it is made for.
 
     The record is None for a run that was interrupted or ran out of time. A run that breaks down (out of
     memory, say) has a record with status ``"failed"`` and no result.
@@ -73,21 +74,11 @@ def execute(
     """
     allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
     require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
-    select_device(device)
+    settings = RunSettings.given(settings, fields)
     start, clock = datetime.now(UTC), time.perf_counter()
     result, error, sample = None, "", ""
     try:
-        result = train(
-            spec.model,
-            spec.train,
-            corpus,
-            device=device,
-            checkpoint=checkpoint,
-            resume=resume,
-            deadline=deadline,
-            report=report,
-            diagnose_every=diagnose_every,
-        )
+        result = train(spec.model, spec.train, corpus, settings)
         if result.status in ("interrupted", "out_of_time"):
             return None, result
         if result.status == "finished":
@@ -118,7 +109,7 @@ def execute(
         curves=result.curves if result else {},
         diagnostics=result.diagnostics if result else {},
         sample=sample,
-        environment=environment(device),
+        environment=environment(str(settings.device)),
         provenance={
             "command": _command(),
             **_git(),

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localgpt_core.corpus import Corpus
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.runs import execute
+from localgpt_core.settings import RunSettings
 from localgpt_core.suites import PlannedRun, Suite
-from localgpt_core.training import Report
 
 __all__ = ["SuiteRun", "missing_runs"]
 
@@ -56,10 +56,8 @@ class SuiteRun:
         corpus: Its corpus.
         records: Folder with all records; a run that any suite has recorded there is not made again.
         out: Folder for the new records.
+        settings: Where and how its runs go; the deadline is that of all together.
         preset: Preset instead of the suite's own, or None.
-        device: Where the runs go.
-        threads: CPU threads of each run.
-        deadline: Value of ``time.monotonic()`` by which everything must be over.
         corpus_name: What the corpus was loaded by, for the processes of runs side by side; None: the suite's.
     """
 
@@ -67,10 +65,8 @@ class SuiteRun:
     corpus: Corpus
     records: Path
     out: Path
+    settings: RunSettings = RunSettings(threads=1)
     preset: str | None = None
-    device: str = "cpu"
-    threads: int = 1
-    deadline: float = math.inf
     corpus_name: str | None = None
 
     def todo(self, say: Say) -> list[PlannedRun]:
@@ -78,18 +74,15 @@ class SuiteRun:
         missing = missing_runs(self.suite.plan(self.corpus, self.preset), load_records(self.records, say))
         return missing_runs(missing, load_records(self.out, say))
 
-    def one(self, run: PlannedRun, say: Say, report: Report | None = None) -> RunRecord | None:
+    def one(self, run: PlannedRun, say: Say) -> RunRecord | None:
         """Make one run here and write its record; None if it was interrupted or had no time."""
         record, result = execute(
             run.spec,
             self.corpus,
+            replace(self.settings, diagnose_every=run.arm.diagnose_every),
             suite=self.suite.name,
             arm=run.arm.name,
             preset=self.preset or self.suite.preset,
-            device=self.device,
-            deadline=self.deadline,
-            report=report,
-            diagnose_every=run.arm.diagnose_every,
         )
         if record is None:
             say(
@@ -101,7 +94,7 @@ class SuiteRun:
         say(f"{_title(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
         return record
 
-    def all(self, jobs: int, say: Say, report: Report | None = None) -> bool:
+    def all(self, jobs: int, say: Say) -> bool:
         """Make all runs that are missing, ``jobs`` at a time; return whether none is left.
 
         A run that needed more time than is left, judged by its own speed, is given up, and so is what comes
@@ -113,7 +106,7 @@ class SuiteRun:
             self._side_by_side(todo, jobs, say)
         else:
             for run in todo:
-                if self.one(run, say, report) is None:
+                if self.one(run, say) is None:
                     break
         return not self.todo(lambda problem: None)
 
@@ -122,7 +115,7 @@ class SuiteRun:
         longest_s = 0.0
         try:
             while waiting or running:
-                left_s = self.deadline - time.monotonic()
+                left_s = self.settings.deadline - time.monotonic()
                 if waiting and left_s < longest_s:
                     say(f"{len(waiting)} runs not started: {left_s:.0f} s left, one takes {longest_s:.0f} s")
                     waiting.clear()
@@ -148,12 +141,12 @@ class SuiteRun:
     def _start(self, run: PlannedRun) -> subprocess.Popen:
         command = [sys.executable, "-m", "localgpt_core", "run", str(self.suite.path)]
         command += ["--only", run.spec.digest, "--out", str(self.out), "--records", str(self.records)]
-        command += ["--device", self.device, "--threads", str(self.threads)]
+        command += ["--device", str(self.settings.device), "--threads", str(self.settings.threads or 1)]
         command += ["--corpus", self.corpus_name or self.suite.corpus]
         if self.preset:
             command += ["--preset", self.preset]
-        if math.isfinite(self.deadline):
-            command += ["--time-budget", f"{max(0.0, self.deadline - time.monotonic()):.1f}"]
+        if math.isfinite(self.settings.deadline):
+            command += ["--time-budget", f"{max(0.0, self.settings.deadline - time.monotonic()):.1f}"]
         return subprocess.Popen(command)
 
 

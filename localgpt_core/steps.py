@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.batches import windows
+from localgpt_core.between_steps import feedback_places, mirror
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
-from localgpt_core.exact import evaluation_mode, exact_derivatives
 from localgpt_core.model import LocalGPT
+from localgpt_core.modes import evaluation_mode, exact_derivatives
 from localgpt_core.seeds import seed_from
 
 __all__ = ["build_model", "build_optimizer", "evaluate", "is_anchor", "learning_rate", "training_step"]
@@ -126,7 +127,6 @@ def training_step(
     if config.grad_clip:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(trained, config.grad_clip)
-    for weight, feedback in model.mirrored():
-        feedback.grad = weight.grad
+    mirror(feedback_places(model))
     optimizer.step()
     return loss.detach()

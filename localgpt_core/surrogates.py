@@ -33,18 +33,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.exact import MaybeExact
+from localgpt_core.modes import MaybeExact
 from localgpt_core.validation import require_choice
 
 __all__ = [
     "GELUSTE",
     "FixedNorm",
+    "FusedValueMix",
     "GELUStepSurrogate",
     "LayerNormProjectedSurrogate",
     "LayerNormSTE",
     "SigmoidSTE",
     "SoftmaxValueMixLocalFn",
     "StraightThrough",
+    "SurrogateGELU",
+    "SurrogateSigmoid",
 ]
 
 EPS = 1e-5
@@ -113,6 +116,34 @@ class GELUStepSurrogate(torch.autograd.Function):
         return grad_output * levels[step.int()], None
 
 
+class SurrogateGELU(MaybeExact, nn.Module):
+    """GELU with a surrogate derivative: ``"identity"``, or a step function (`GELUStepSurrogate`)."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return GELU(x)."""
+        return functional.gelu(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return GELU(x)."""
+        return GELUSTE.apply(x) if self.mode == "identity" else GELUStepSurrogate.apply(x, self.mode)
+
+
+class SurrogateSigmoid(MaybeExact, nn.Module):
+    """The sigmoid with the identity as its derivative."""
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return sigmoid(x)."""
+        return torch.sigmoid(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return sigmoid(x)."""
+        return SigmoidSTE.apply(x)
+
+
 class LayerNormSTE(MaybeExact, nn.Module):
     """LayerNorm over the last dimension whose backward pass is the identity.
 
@@ -124,10 +155,12 @@ class LayerNormSTE(MaybeExact, nn.Module):
         super().__init__()
         self.ln = nn.LayerNorm(n_embd, eps=EPS).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def exact_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
-        if self.exact:
-            return self.ln(x)
+        return self.ln(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
         with torch.no_grad():
             y = self.ln(x)
         return StraightThrough.apply(x, y.to(x.dtype))
@@ -193,10 +226,12 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
         self.weight = nn.Parameter(torch.ones(n_embd))
         self.bias_param = nn.Parameter(torch.zeros(n_embd))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def exact_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
-        if self.exact:
-            return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias_param, EPS)
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias_param, EPS)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
         return _NormaliseFunction.apply(x, self.mode) * self.weight + self.bias_param
 
 
@@ -243,3 +278,15 @@ class SoftmaxValueMixLocalFn(torch.autograd.Function):
         own = (grad_output * output).sum(dim=-1, keepdim=True)
         grad_scores = (grad_output @ value.transpose(-2, -1)).sub_(own).mul_(attention)
         return grad_scores, attention.transpose(-2, -1) @ grad_output
+
+
+class FusedValueMix(MaybeExact, nn.Module):
+    """``mix(scores, value)``: softmax(scores) V, with the backward pass of `SoftmaxValueMixLocalFn`."""
+
+    def exact_forward(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Return O (..., T, D)."""
+        return torch.softmax(scores, dim=-1).to(value.dtype) @ value
+
+    def local_forward(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Return O (..., T, D)."""
+        return SoftmaxValueMixLocalFn.apply(scores, value)

@@ -9,9 +9,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,43 +21,20 @@ from localgpt_core.checkpoints import load_checkpoint
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.run_state import RunState, TrainResult
-from localgpt_core.validation import require, require_integer
+from localgpt_core.settings import RunSettings
+from localgpt_core.validation import require
 
-__all__ = ["Report", "TrainResult", "select_device", "train"]
+__all__ = ["TrainResult", "train"]
 
 WARM_UP_STEPS, MEASURED_STEPS = 5, 20
-
-Report = Callable[[dict[str, float]], None]
-
-
-def select_device(name: str) -> torch.device:
-    """Return the device of that name.
-
-    Raises:
-        ValueError: If it is unknown or not there.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
-    require(device.type in ("cpu", "cuda"), "device", name, "allowed are 'cpu', 'cuda' or 'cuda:N'")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        require((device.index or 0) < count, "device", name, f"this machine has {count} CUDA devices")
-    return device
 
 
 def train(
     model_config: LocalGPTConfig,
     train_config: TrainConfig,
     corpus: Corpus,
-    *,
-    device: str | torch.device = "cpu",
-    checkpoint: str | Path | None = None,
-    resume: bool = False,
-    deadline: float = math.inf,
-    report: Report | None = None,
-    diagnose_every: int = 0,
+    settings: RunSettings | None = None,
+    **fields: Any,
 ) -> TrainResult:
     """Train a model and return it with its curves.
 
@@ -64,32 +42,26 @@ def train(
         model_config: The model and its rule; ``vocab_size`` must be the corpus's.
         train_config: The run.
         corpus: Where the batches and the validation split come from.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        checkpoint: File to write at every evaluation, at the end and when interrupted; None writes none.
-        resume: Go on from ``checkpoint`` if it exists.
-        deadline: Value of ``time.monotonic()`` by which the run must be over. It is stopped as soon as its
-            own speed shows that it cannot be.
-        report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``.
-        diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
-            itself is the same to the last bit.
+        settings: Where and how the run goes.
+        fields: Fields of `RunSettings` by name, in its place: ``device``, ``threads``, ``checkpoint``,
+            ``resume``, ``deadline``, ``report``, ``diagnose_every``.
 
     Raises:
         ValueError: For a corpus that does not fit the model, a device that is not there, or a checkpoint that
             is damaged or of another run.
     """
-    device = select_device(str(device))
+    settings = RunSettings.given(settings, fields)
     allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
     require(model_config.vocab_size == corpus.vocab_size, "vocab_size", model_config.vocab_size, allowed)
-    require_integer("diagnose_every", diagnose_every, 0)
     windows(corpus.val, model_config.block_size)
-    report = report or (lambda measured: None)
+    device, path = settings.prepare(), settings.checkpoint
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = RunState(model_config, train_config, corpus, device, diagnose_every)
-        if resume and checkpoint is not None and Path(checkpoint).exists():
-            run.restore(load_checkpoint(checkpoint))
-        status = _advance_to_the_end(run, checkpoint, deadline, report)
-        if checkpoint is not None and status in ("finished", "interrupted"):
-            run.save(Path(checkpoint))
+        run = RunState(model_config, train_config, corpus, device, settings.diagnose_every)
+        if settings.resume and path is not None and Path(path).exists():
+            run.restore(load_checkpoint(path))
+        status = _advance_to_the_end(run, settings)
+        if path is not None and status in ("finished", "interrupted"):
+            run.save(Path(path))
     return run.result(status)
 
 
@@ -116,9 +88,10 @@ def _interrupt_between_steps() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _advance_to_the_end(run: RunState, checkpoint: str | Path | None, deadline: float, report: Report) -> str:
+def _advance_to_the_end(run: RunState, settings: RunSettings) -> str:
     """Advance ``run`` until it is over and return the status."""
     first_step, measured_from = run.step, 0.0
+    report = settings.report or (lambda measured: None)
     with _interrupt_between_steps() as interrupted:
         while True:
             if run.evaluation_due:
@@ -126,8 +99,8 @@ def _advance_to_the_end(run: RunState, checkpoint: str | Path | None, deadline: 
                 report({"step": run.step, "val_loss": loss})
                 if not math.isfinite(loss):
                     return "diverged"
-                if checkpoint is not None and run.step > first_step:
-                    run.save(Path(checkpoint))
+                if settings.checkpoint is not None and run.step > first_step:
+                    run.save(Path(settings.checkpoint))
             if run.diagnosis_due:
                 run.diagnose()
             if run.step == run.config.steps:
@@ -145,5 +118,5 @@ def _advance_to_the_end(run: RunState, checkpoint: str | Path | None, deadline: 
             if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS:
                 left = run.config.steps - run.step
                 needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
-            if time.monotonic() + needed_s > deadline:
+            if time.monotonic() + needed_s > settings.deadline:
                 return "out_of_time"

@@ -16,7 +16,7 @@ from localgpt_core import (
     alignment,
 )
 from localgpt_core.bottlenecks import HardTopK, keep_winners
-from localgpt_core.exact import exact_derivatives
+from localgpt_core.modes import exact_derivatives
 
 # ------------------------------------------------------------ the numbers
 

@@ -1,5 +1,6 @@
 """Configurations: every field is checked, nothing is silently ignored, and whatever is accepted trains."""
 
+import dataclasses
 import math
 import re
 from dataclasses import fields
@@ -10,9 +11,9 @@ from cases import ALIGNMENT_FIELDS, GRAPE, SIZES, make_batch, make_model, model_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localgpt_core import RULES, LocalGPT, LocalGPTConfig, TrainConfig
+from localgpt_core import RULES, LocalGPT, LocalGPTConfig, RuleOptions, RunSpec, TrainConfig
 from localgpt_core.config import PRESETS, build, preset
-from localgpt_core.steps import build_optimizer, learning_rate, training_step
+from localgpt_core.steps import build_model, build_optimizer, learning_rate, training_step
 from localgpt_core.validation import require, require_choice, require_integer
 
 SOFTMAX = {"attn_mode": "softmax"}
@@ -62,6 +63,7 @@ MODEL_REFUSALS = {
             ({"bottleneck_at": at, "vq_codes": 3}, f"bottleneck_at={at!r}: must be ascending block numbers")
             for at in ("2", "1,0", "0,0", "00", "01", "\u0660", "a", "0;1", "-1", "0,", ",", " 1")
         ),
+        ({"bottleneck_at": "0,1", "vq_codes": 3}, "bottleneck_at='0,1': are all blocks, which is written as"),
         (
             {"bottleneck_at": "0", "subspace_rank": 3, "subspace_mode": "constrain"},
             "bottleneck_at='0': has no effect with subspace_mode='constrain', which needs every block",
@@ -114,6 +116,10 @@ TRAIN_REFUSALS = {
     "anchor_interval": [
         ({"anchor_interval": -1}, "anchor_interval=-1: must be an integer of at least 0"),
         ({"anchor_interval": 2.0}, "anchor_interval=2.0: must be an integer"),
+        (
+            {"anchor_interval": 10, "steps": 9},
+            "anchor_interval=10: must be an integer of at least 0 and at",
+        ),
     ],
     "vq_start": [
         ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
@@ -200,6 +206,73 @@ def test_configurations_take_keywords_and_do_not_change():
         LocalGPTConfig(256)
     with pytest.raises(AttributeError, match="cannot assign"):
         LocalGPTConfig().n_layer = 3
+
+
+TOGETHER = {
+    "anchors of exact steps": ({}, {"anchor_interval": 5}, "anchor_interval=5: has no effect where every"),
+    "a late start of no codebook": ({}, {"vq_start": 3}, "vq_start=3: has no effect without vq_codes"),
+    # 32 batches of 2 windows of 6 characters, in the streams of 2 blocks.
+    "too many shared codes": (
+        {"vq_codes": 769, "vq_init": "kmeans"},
+        {"batch_size": 2},
+        "vq_codes=769: k-means has 768 tokens to fit them to",
+    ),
+    "too many codes of one block": (
+        {"vq_codes": 385, "vq_init": "kmeans", "vq_shared": False},
+        {"batch_size": 2},
+        "vq_codes=385: k-means has 384 tokens",
+    ),
+    "too many codes where one block has them": (
+        {"vq_codes": 385, "vq_init": "kmeans", "bottleneck_at": "1"},
+        {"batch_size": 2},
+        "vq_codes=385: k-means has 384 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "train", "message"), TOGETHER.values(), ids=TOGETHER)
+def test_what_two_configurations_do_not_allow_together_is_refused_when_a_run_is_specified(
+    model, train, message
+):
+    model, train = LocalGPTConfig(**{**SIZES, **model}), TrainConfig(**train)
+    with pytest.raises(ValueError, match=message):
+        RunSpec(model, train, "toy", "0")
+    with pytest.raises(ValueError, match=message):
+        build_model(model, train)
+    if model.vq_codes:
+        RunSpec(dataclasses.replace(model, vq_codes=model.vq_codes - 1), train, "toy", "0")
+
+
+# ------------------------------------------------------------ views
+
+
+def test_the_rule_has_its_own_options_and_nothing_else():
+    config = LocalGPTConfig(**SIZES, method="fa", fa_grape=True, feedback_std=0.5)
+    assert type(config.rule) is RuleOptions
+    assert config.rule == RuleOptions(method="fa", fa_grape=True, feedback_std=0.5)
+    assert config.inside_rule == config.rule
+    for layer in LocalGPT(config).local_linears():
+        assert type(layer.rule.options) is RuleOptions and layer.rule.options == config.rule
+
+
+def test_the_rule_inside_is_what_dfa_inside_names_and_its_feedback_starts_alike():
+    start = {"fa_init_mode": "sparse", "fa_sparse_k": 3, "feedback_std": 0.5, "feedback_seed": 7}
+    direct = {"method": "dfa", "dfa_granularity": "block"}
+    inside = {
+        name: LocalGPTConfig(**SIZES, **direct, **start, dfa_inside=name).inside_rule
+        for name in ("bp", "grape", "kp")
+    }
+    assert inside["bp"] == RuleOptions()
+    assert inside["grape"] == RuleOptions(method="fa", fa_grape=True, **start)
+    assert inside["kp"] == RuleOptions(method="kp", fa_grape=True, fa_grape_update="kaczmarz", **start)
+
+
+def test_the_start_of_the_feedback_holds_inside_too():
+    rms = {}
+    for std in (0.02, 0.5):
+        model = make_model(method="dfa", dfa_granularity="block", dfa_inside="grape", feedback_std=std)
+        rms[std] = model.blocks[0].mlp.fc.feedback_weight.square().mean().sqrt()
+    assert rms[0.5] == pytest.approx(25 * rms[0.02].item())
 
 
 # ------------------------------------------------------------ nothing is ignored

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from localgpt_core import RULES, LocalLinear, RuleOptions, localize, weight_transport
 from localgpt_core.alignment import feedback_cosines
-from localgpt_core.exact import exact_derivatives
+from localgpt_core.modes import exact_derivatives
 
 B, T, V = 3, 5, 17
 LAYERS = {

@@ -269,7 +269,7 @@ def test_every_so_many_steps_one_is_an_anchor():
     assert not any(is_anchor(step, TrainConfig()) for step in range(10))
 
 
-@pytest.mark.parametrize(("interval", "count"), [(0, 0), (1, 20), (3, 6), (7, 2), (20, 1), (21, 0)])
+@pytest.mark.parametrize(("interval", "count"), [(0, 0), (1, 20), (3, 6), (7, 2), (20, 1)])
 def test_anchor_steps_are_counted_and_paid_for(monkeypatch, interval, count):
     taken, model = [], toy_model(method="dfa")
     config = toy_train(anchor_interval=interval)

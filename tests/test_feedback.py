@@ -255,7 +255,7 @@ def test_behind_a_norm_the_heads_weight_times_gamma_is_backpropagation(granulari
 
 def own_jacobians(model, idx) -> dict:
     places = {place for place in model.feedback_places() if place.rule.error == "output"}
-    return mean_jacobians(model, lambda perturbation: model.logits(idx, perturbation), places, 0)
+    return mean_jacobians(model, lambda: model.logits(idx), places, 0)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "sublayer", "block"])
@@ -300,7 +300,7 @@ def estimated(model, idx, repeats: int, passes: int, estimate) -> dict[str, torc
     total = dict.fromkeys(PLACES, 0.0)
     for key in range(passes):
         tiled = idx.repeat(repeats, 1)
-        found = estimate(model, lambda noise, ids=tiled: model.logits(ids, noise), {*names}, key)
+        found = estimate(model, lambda ids=tiled: model.logits(ids), {*names}, key)
         assert found.keys() == names.keys()
         for place, value in found.items():
             total[names[place]] = total[names[place]] + value / passes
@@ -343,7 +343,7 @@ def test_estimates_at_feedback_points(norm):
         )
         sigma = (token.var(correction=0) + 1e-5).sqrt()
         total += own * (sigma if norm else 1) / len(x)
-    found = mean_jacobians(model, lambda p: model.logits(idx, p), {block.feedback}, 0)[block.feedback]
+    found = mean_jacobians(model, lambda: model.logits(idx), {block.feedback}, 0)[block.feedback]
     torch.testing.assert_close(found, total, rtol=1e-10, atol=1e-12)
 
 
@@ -354,9 +354,9 @@ def test_measuring_jacobians_leaves_model_and_random_state_alone():
     random_state = torch.get_rng_state()
     places = {model.head}
     for estimate in (jvp_estimates, mean_jacobians):
-        estimate(model, lambda noise: model.logits(idx, noise), places, 0)
+        estimate(model, lambda: model.logits(idx), places, 0)
         with pytest.raises(ZeroDivisionError):
-            estimate(model, lambda noise: 1 / 0, places, 0)
+            estimate(model, lambda: 1 / 0, places, 0)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training and "exact" not in vars(module) for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from localgpt_core import FrozenSubspace, HardTopK, LocalGPT, LocalGPTConfig, VQResidualDir
 from localgpt_core.blocks import Attention, Block
+from localgpt_core.bottlenecks import quantised
 
 V, C, BLOCK = SIZES["vocab_size"], SIZES["n_embd"], SIZES["block_size"]
 
@@ -386,9 +387,9 @@ def test_the_cache_changes_nothing(prompt, case, sampling):
 def test_the_cache_spares_work(monkeypatch):
     model = make_model()
     widths = []
-    inner = model._logits
+    inner = model.logits
     monkeypatch.setattr(
-        model, "_logits", lambda idx, caches=None: widths.append(idx.shape[1]) or inner(idx, caches)
+        model, "logits", lambda idx, caches=None: widths.append(idx.shape[1]) or inner(idx, caches)
     )
     model.generate(torch.zeros(1, 2, dtype=torch.long), BLOCK)
     assert widths == [2, 1, 1, 1, 1, BLOCK]
@@ -399,8 +400,8 @@ def test_generate_restores_the_mode_also_when_it_fails(training, monkeypatch):
     model = make_model(dropout=0.5).train(training)
     ids = torch.zeros(1, 2, dtype=torch.long)
     seen = []
-    inner = model._logits
-    monkeypatch.setattr(model, "_logits", lambda *arguments: seen.append(model.training) or inner(*arguments))
+    inner = model.logits
+    monkeypatch.setattr(model, "logits", lambda *arguments: seen.append(model.training) or inner(*arguments))
     model.generate(ids, 2)
     assert seen == [False, False] and model.training is training
     assert all(module.training is training for module in model.modules())
@@ -499,9 +500,8 @@ def test_the_constraint_is_one_on_the_output_matrices():
 
 def test_a_bottleneck_stands_where_it_is_asked_for():
     idx, _ = make_batch()
-    outputs = {at: make_model(resid_topk=5, bottleneck_at=at)(idx)[0] for at in ("", "0", "1", "0,1")}
+    outputs = {at: make_model(resid_topk=5, bottleneck_at=at)(idx)[0] for at in ("", "0", "1")}
     outputs["none"] = make_model()(idx)[0]
-    assert torch.equal(outputs[""], outputs["0,1"])
     different = [outputs[at] for at in ("", "0", "1", "none")]
     assert not any(torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
     blocks = make_model(vq_codes=11, subspace_rank=5, bottleneck_at="1").blocks
@@ -550,6 +550,54 @@ def test_fitted_codebooks_serve_the_stream_better(shared):
     with pytest.raises(ValueError, match="k=11: must be at most the (5|10) vectors"):
         model.fit_codebooks(idx[:1], "key")
     assert all(vq.in_use for vq in model.codebooks())
+
+
+def test_codebooks_that_are_switched_off_for_a_while_are_afterwards_what_they_were():
+    model = make_model(vq_codes=11)
+    first, second = model.codebooks()
+    second.in_use = False
+    with quantised(model, True):
+        with pytest.raises(ZeroDivisionError), quantised(model, False):
+            assert not first.in_use and not second.in_use
+            raise ZeroDivisionError
+        assert first.in_use and second.in_use
+    assert first.in_use and not second.in_use
+
+
+def test_a_state_dict_says_which_codebooks_are_not_in_use():
+    idx, _ = make_batch()
+    model, other = make_model(vq_codes=11), make_model(vq_codes=11, seed=2)
+    first, second = model.codebooks()
+    second.in_use = False
+    state = model.state_dict()
+    assert "blocks.0.vq.in_use" not in state and not state["blocks.1.vq.in_use"]
+    other.load_state_dict(state)
+    assert torch.equal(other(idx)[0], model(idx)[0])
+    second.in_use = True
+    assert not torch.equal(other(idx)[0], model(idx)[0])
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(idx)[0], model(idx)[0])
+
+
+@pytest.mark.parametrize("options", MODEL_CASES.values(), ids=MODEL_CASES)
+@pytest.mark.parametrize("method", ["bp", "dfa"])
+def test_the_stream_stays_float32_under_autocast(options, method):
+    model, seen = make_model(torch.float32, method=method, **options), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    idx, targets = make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(idx, targets)[1].backward()
+    assert seen == [torch.float32] * len(model.blocks)
+
+
+def test_what_narrows_the_stream_is_the_same_under_autocast():
+    h = torch.randn(500, 64)
+    vq, subspace = VQResidualDir(64, 300), FrozenSubspace(64, 7)
+    expected = vq.codes(h), vq(h), subspace(h)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vq.codes(h), vq(h), subspace(h)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_codebooks_of_their_own_are_fitted_with_draws_of_their_own(monkeypatch):

@@ -57,7 +57,7 @@ CHANGES = {
     "vq_init": ({"vq_codes": 5}, "kmeans"),
     "vq_start": ({"vq_codes": 5}, 3),
     "subspace_mode": ({"subspace_rank": 3}, "constrain"),
-    "bottleneck_at": ({"resid_topk": 3}, "0"),
+    "bottleneck_at": ({"resid_topk": 3, "n_layer": 2}, "0"),
     "gate_start": ({"gated_blocks": True}, 0.0),
     "freeze_emb": ({}, True),
     "ln_mode": ({}, "ste"),

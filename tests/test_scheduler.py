@@ -16,6 +16,7 @@ from localgpt_core import scheduler
 from localgpt_core.corpus import load_corpus
 from localgpt_core.records import load_records
 from localgpt_core.scheduler import SuiteRun
+from localgpt_core.settings import RunSettings
 from localgpt_core.suites import read_suite
 
 PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
@@ -51,7 +52,9 @@ def make(tmp_path):
         path.write_text(text.replace("STEPS", str(steps)).replace("SEEDS", seeds) + more)
         suite = read_suite(path)
         records = tmp_path / "records"
-        return SuiteRun(suite, load_corpus(suite.corpus), records, records / suite.name, **changes)
+        own = {name: changes.pop(name) for name in ("preset",) if name in changes}
+        settings = RunSettings(**{"threads": 1, **changes})
+        return SuiteRun(suite, load_corpus(suite.corpus), records, records / suite.name, settings, **own)
 
     return write
 
@@ -226,7 +229,7 @@ LONG = "[arms.long]\ntrain = { steps = 1000000 }\n"
 
 
 def test_ctrl_c_leaves_whole_records(make):
-    run, starts, said = make(steps=2, seeds="[1, 2]"), [], []
+    starts, said = [], []
 
     def press_in_the_second_run(measured):
         if measured["step"] == 0:
@@ -234,7 +237,8 @@ def test_ctrl_c_leaves_whole_records(make):
             if len(starts) == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    assert not run.all(1, said.append, press_in_the_second_run)
+    run = make(steps=2, seeds="[1, 2]", report=press_in_the_second_run)
+    assert not run.all(1, said.append)
     assert len(starts) == 2
     assert re.match(r"fa seed 1 \[.*\]: interrupted after 0 steps, no record", said[-1])
     assert [result["arm"] for result in results(run).values()] == ["bp"]
@@ -311,8 +315,8 @@ def three_more(arm):
 def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
     run, asked = make(deadline=time.monotonic() + 1000), []
 
-    def fake_execute(spec, corpus, *, deadline, **options):
-        asked.append((spec.digest, deadline))
+    def fake_execute(spec, corpus, settings, **options):
+        asked.append((spec.digest, settings.deadline))
         if len(asked) == 2:
             return None, SimpleNamespace(status="out_of_time", steps_done=25)
         return toy_record(spec, suite=options["suite"]), None
@@ -320,7 +324,7 @@ def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
     monkeypatch.setattr(scheduler, "execute", fake_execute)
     said = []
     assert not run.all(1, said.append)
-    assert asked == [(digest, run.deadline) for digest in [*planned(run)][:2]]
+    assert asked == [(digest, run.settings.deadline) for digest in [*planned(run)][:2]]
     assert len(contents(run)) == 1
     assert said[-1].endswith("out of time after 25 steps, no record")
 

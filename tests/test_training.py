@@ -24,8 +24,9 @@ from localgpt_core.model import LocalGPT
 from localgpt_core.rules import RULES
 from localgpt_core.run_state import RunState
 from localgpt_core.runs import execute
+from localgpt_core.settings import RunSettings, select_device
 from localgpt_core.steps import build_model, build_optimizer, evaluate, learning_rate
-from localgpt_core.training import select_device, train
+from localgpt_core.training import train
 
 
 def assert_same_tensors(found, expected):
@@ -727,3 +728,23 @@ def test_a_run_with_a_late_codebook_resumes_bit_for_bit(monkeypatch, tmp_path, s
 def test_a_late_start_of_no_codebook_is_refused():
     with pytest.raises(ValueError, match="vq_start=3: has no effect without vq_codes"):
         train(toy_model(), toy_train(vq_start=3), toy_corpus())
+
+
+def test_settings_are_checked_before_anything_is_computed():
+    for field, value in (("threads", 0), ("diagnose_every", -1), ("device", "tpu")):
+        with pytest.raises(ValueError, match=f"^{field}={value!r}: "):
+            RunSettings(**{field: value})
+    with pytest.raises(ValueError, match="settings=.*: or their fields by name, not both"):
+        train(toy_model(), toy_train(), toy_corpus(), RunSettings(), device="cpu")
+    with pytest.raises(TypeError, match="speed"):
+        train(toy_model(), toy_train(), toy_corpus(), speed=3)
+
+
+def test_settings_reach_the_run_by_name_or_as_one():
+    steps = []
+    named = train(toy_model(), toy_train(), toy_corpus(), report=lambda m: steps.append(m["step"]))
+    settings = RunSettings(report=lambda m: steps.append(m["step"]), threads=2)
+    as_one = train(toy_model(), toy_train(), toy_corpus(), settings)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert named.curves == as_one.curves and steps[: len(steps) // 2] == steps[len(steps) // 2 :]

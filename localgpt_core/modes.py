@@ -1,0 +1,103 @@
+"""States that a model is in for as long as a ``with`` block takes, and looks at what goes through it.
+
+**The true derivative.** A measurement compares a rule with the exact gradient on one model: same weights,
+same buffers, same dropout. Modules whose backward pass is not the derivative of their forward pass are
+`MaybeExact`. Inside `exact_derivatives` they compute the same values by operations that torch differentiates
+itself, in reverse and in forward mode.
+
+Every block here gives back what it found, also where blocks are nested or end by an exception.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "MaybeExact",
+    "evaluation_mode",
+    "exact_derivatives",
+    "set_for_a_while",
+    "watch",
+    "without_autocast",
+]
+
+Watched = tuple[nn.Module, Callable[[Tensor], None]]
+
+
+class MaybeExact:
+    """Mixin for a module whose backward pass is a rule or a surrogate unless ``exact`` is set.
+
+    Such a module defines the two forward passes; which one is taken is decided here and nowhere else.
+    """
+
+    exact = False
+
+    def forward(self, *args: object) -> Tensor:
+        """Return what `exact_forward` or `local_forward` returns; both have the same value."""
+        return self.exact_forward(*args) if self.exact else self.local_forward(*args)
+
+    def exact_forward(self, *args: object) -> Tensor:
+        """Return the value by operations whose backward pass is their derivative."""
+        raise NotImplementedError(f"{type(self).__name__} must define its exact forward pass")
+
+    def local_forward(self, *args: object) -> Tensor:
+        """Return the value by operations with a backward pass of their own."""
+        raise NotImplementedError(f"{type(self).__name__} must define its own forward pass")
+
+
+@contextmanager
+def set_for_a_while(modules: Iterable[nn.Module], name: str, value: object) -> Iterator[None]:
+    """Give every module's attribute ``name`` the ``value`` inside the ``with`` block."""
+    missing = object()
+    before = [(module, vars(module).get(name, missing)) for module in modules]
+    try:
+        for module, _ in before:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, old in before:
+            delattr(module, name) if old is missing else setattr(module, name, old)
+
+
+def exact_derivatives(model: nn.Module) -> AbstractContextManager[None]:
+    """Make every backward pass through ``model`` exact inside the ``with`` block."""
+    modules = (module for module in model.modules() if isinstance(module, MaybeExact))
+    return set_for_a_while(modules, "exact", True)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the ``with`` block; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Leave the dtypes of operations on the device of ``x`` alone inside the ``with`` block."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+@torch.no_grad()
+def watch(
+    model: nn.Module, idx: Tensor, inputs: Iterable[Watched] = (), outputs: Iterable[Watched] = ()
+) -> None:
+    """Run ``model(idx)`` in evaluation mode and hand the watched inputs and outputs to their watchers.
+
+    The model's modes and hooks are afterwards what they were.
+    """
+    with evaluation_mode(model), ExitStack() as hooks:
+        for module, note in inputs:
+            hook = module.register_forward_pre_hook(lambda module, args, note=note: note(args[0]))
+            hooks.callback(hook.remove)
+        for module, note in outputs:
+            hook = module.register_forward_hook(lambda module, args, output, note=note: note(output))
+            hooks.callback(hook.remove)
+        model(idx)
