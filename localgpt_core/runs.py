@@ -134,7 +134,11 @@ def _without_folder(argument: str) -> str:
 
 
 def _git() -> dict[str, object]:
-    """Return the commit of the package's checkout and whether it was changed; None outside a checkout."""
+    """Return the commit of the package's checkout and whether it was changed; None outside a checkout.
+
+    Where there is only a copy of the files, ``$LOCALGPT_COMMIT`` can name the commit; whether the copy was
+    changed then stays unknown.
+    """
 
     def ask(*words: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *words]
@@ -144,4 +148,5 @@ def _git() -> dict[str, object]:
             return None
 
     changed = ask("status", "--porcelain", "--", ".")
-    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}
+    commit = ask("rev-parse", "HEAD") or os.environ.get("LOCALGPT_COMMIT")
+    return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}

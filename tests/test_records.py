@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
 
-from localgpt_core import files
+from localgpt_core import files, runs
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
 from localgpt_core.records import RunRecord, export_bundle, import_bundle, load_records, read_record
 from localgpt_core.runs import execute
@@ -236,6 +237,18 @@ def test_a_record_says_what_ran_on_what(monkeypatch):
     text = record.to_json()
     for folder in (str(Path.cwd()), str(Path.home()), sys.prefix, secret):
         assert folder not in text
+
+
+def test_the_commit_is_git_s_and_else_the_environment_s(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALGPT_COMMIT", "c0ffee")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    assert runs._git() == {"git_commit": "c0ffee", "git_dirty": None}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    found = runs._git()
+    assert len(found["git_commit"]) == 40 and found["git_dirty"] is False
 
 
 def test_trained_parameters_are_counted_apart():
