@@ -1,5 +1,9 @@
 """What every module with a feedback matrix has in common, and how a measurement disturbs its input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +11,9 @@ from localgpt_core.exact import MaybeExact
 from localgpt_core.rules import LearningRule, RuleOptions
 from localgpt_core.seeds import generator
 
-__all__ = ["HoldsFeedback", "Perturbation"]
+__all__ = ["HoldsFeedback", "Perturbation", "feedback_drawn_later"]
+
+_drawn_later = ContextVar("_drawn_later", default=False)
 
 
 class Perturbation(list):
@@ -19,6 +25,19 @@ class Perturbation(list):
     def perturb(self, place: nn.Module, x: Tensor) -> Tensor:
         """Return ``x``, disturbed, as the input of ``place``."""
         raise NotImplementedError
+
+
+@contextmanager
+def feedback_drawn_later() -> Iterator[None]:
+    """Leave out the feedback of every module built inside the ``with`` block.
+
+    For whoever draws it by `HoldsFeedback.reset_feedback` afterwards: an orthogonal matrix takes its time.
+    """
+    token = _drawn_later.set(True)
+    try:
+        yield
+    finally:
+        _drawn_later.reset(token)
 
 
 class HoldsFeedback(MaybeExact):
@@ -38,7 +57,10 @@ class HoldsFeedback(MaybeExact):
         if self.rule.buffer_name is not None:
             self.register_buffer(self.rule.buffer_name, None)
             seed = options.feedback_seed
-            self.reset_feedback(int(torch.randint(2**62, ())) if seed is None else seed)
+            # Also where the feedback is drawn later: the random state afterwards is the same.
+            key = int(torch.randint(2**62, ())) if seed is None else seed
+            if not _drawn_later.get():
+                self.reset_feedback(key)
 
     def _weight(self) -> Tensor:
         """Return the weight (out x in) that the feedback belongs to."""

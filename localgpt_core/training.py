@@ -84,9 +84,9 @@ def train(
     windows(corpus.val, model_config.block_size)
     report = report or (lambda measured: None)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = RunState(model_config, train_config, corpus, device, diagnose_every)
-        if resume and checkpoint is not None and Path(checkpoint).exists():
-            run.restore(load_checkpoint(checkpoint))
+        resumes = resume and checkpoint is not None and Path(checkpoint).exists()
+        saved = load_checkpoint(checkpoint) if resumes else None
+        run = RunState(model_config, train_config, corpus, device, diagnose_every, saved)
         status = _advance_to_the_end(run, checkpoint, deadline, report)
         if checkpoint is not None and status in ("finished", "interrupted"):
             run.save(Path(checkpoint))
