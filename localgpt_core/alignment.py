@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from localgpt_core.feedback import HoldsFeedback
 from localgpt_core.jacobian import mean_jacobians
 from localgpt_core.modes import exact_derivatives
+from localgpt_core.validation import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ class Alignment:
         exact_rms: RMS of the exact gradient there.
         total_cosine: The cosine over all trained parameters together.
         descends: Whether their inner product is positive.
+        floor: The numerical floor: a gradient of at most this norm may be nothing but rounding.
     """
 
     cosine: dict[str, float]
@@ -60,6 +62,7 @@ class Alignment:
     exact_rms: list[float]
     total_cosine: float
     descends: bool
+    floor: float
 
     def table(self) -> "pd.DataFrame":
         """Return one row per parameter: parameter, cosine, norm ratio, exact norm."""
@@ -71,8 +74,8 @@ class Alignment:
 
 def alignment(
     model: nn.Module,
-    idx: Tensor,
-    targets: Tensor,
+    idx: Tensor | None = None,
+    targets: Tensor | None = None,
     *,
     loss: Callable[[], Tensor] | None = None,
     seed: int = 0,
@@ -83,14 +86,20 @@ def alignment(
 
     Args:
         model: A `LocalGPT`, or another module whose layers were localized.
-        idx: Inputs (B, T).
+        idx: Inputs (B, T); the loss is ``model(idx, targets)[1]``.
         targets: Targets (B, T).
-        loss: Runs one forward pass and returns the loss; default: ``model(idx, targets)[1]``.
+        loss: Instead of ``idx`` and ``targets``: runs one forward pass and returns the loss.
         seed: Seed of the dropout masks, the same for both passes.
 
     Raises:
-        ValueError: If the model has no trained parameter.
+        ValueError: If the model has no trained parameter, or unless exactly one of ``loss`` and the pair
+            ``idx``, ``targets`` is given.
     """
+    given = [
+        name for name, value in (("idx", idx), ("targets", targets), ("loss", loss)) if value is not None
+    ]
+    allowed = "allowed are idx and targets, or loss alone"
+    require(given in (["idx", "targets"], ["loss"]), "given", given, allowed)
     loss = loss or (lambda: model(idx, targets)[1])
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
@@ -121,6 +130,7 @@ def alignment(
         exact_rms=[_rms(g) for g in exact_errors],
         total_cosine=inner / sizes if sizes > 0 else math.nan,
         descends=inner > 0,
+        floor=floor,
     )
 
 

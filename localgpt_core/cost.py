@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from localgpt_core.kmeans import ROUNDS
 from localgpt_core.model import LocalGPT
 from localgpt_core.modes import exact_derivatives
 
 __all__ = [
+    "alignment_flops",
     "alignment_in_forward_passes",
+    "codebook_fit_flops",
     "peak_memory_mib",
     "peak_step_bytes",
+    "reset_peak_memory",
     "step_bytes",
     "step_flops",
 ]
+
+# Linux's account of this process, and where it is told to forget the largest resident size so far.
+STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
@@ -40,17 +48,35 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
     return counter.get_total_flops()
 
 
-def alignment_in_forward_passes(model: LocalGPT, idx: Tensor) -> float:
-    """Return what one update of the feedback costs, in matmul FLOPs of a forward pass on the same tokens.
+def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
+    """Return the matmul FLOPs of one update of the feedback, counted on a copy: ``model`` is untouched."""
+    model = copy.deepcopy(model)
+    with FlopCounterMode(display=False) as counter:
+        model.align_feedback("flops", idx=idx)
+    return counter.get_total_flops()
 
-    Counted on a copy: ``model`` is untouched.
+
+def alignment_in_forward_passes(model: LocalGPT, idx: Tensor) -> float:
+    """Return what one update of the feedback costs, in matmul FLOPs of a forward pass on the same tokens."""
+    return alignment_flops(model, idx) / _forward_flops(model, idx)
+
+
+def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
+    """Return the matmul FLOPs of a fit of all codebooks to ``batches`` batches of the shape of ``idx``.
+
+    That is a forward pass without quantisation, and the cosines of every token with every code in each round
+    of k-means, which are not counted but computed.
     """
     model = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as update:
-        model.align_feedback("flops", idx=idx)
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
+    model.quantise(False)
+    sizes = sum(codebook.codebook.numel() for codebook in model.codebooks())
+    return batches * (_forward_flops(model, idx) + ROUNDS * 2 * idx.numel() * sizes)
+
+
+def _forward_flops(model: LocalGPT, idx: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(idx)
-    return update.get_total_flops() / forward.get_total_flops()
+    return counter.get_total_flops()
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -107,9 +133,34 @@ def step_bytes(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
     return peak_step_bytes(lambda: model(idx, targets)[1].backward())
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mib` return the peak from now on, which what is in use now counts towards.
+
+    On the CPU only Linux can do that; elsewhere the peak stays that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        RESET_PEAK.write_text("5")
+    except OSError:
+        pass
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory in MiB: allocated on a GPU, or the largest resident size of this process."""
+    """Return the peak memory in MiB since `reset_peak_memory`: allocated on a GPU, else resident.
+
+    Resident in this process are the interpreter and its libraries too.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

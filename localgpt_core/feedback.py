@@ -1,6 +1,8 @@
 """What every module with a feedback matrix has in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -9,7 +11,22 @@ from localgpt_core.modes import MaybeExact
 from localgpt_core.rules import LearningRule, RuleOptions
 from localgpt_core.seeds import generator
 
-__all__ = ["HoldsFeedback"]
+__all__ = ["HoldsFeedback", "feedback_drawn_later"]
+
+_drawn_later = ContextVar("_drawn_later", default=False)
+
+
+@contextmanager
+def feedback_drawn_later() -> Iterator[None]:
+    """Leave out the feedback of every module built inside the ``with`` block.
+
+    For whoever draws it by `HoldsFeedback.reset_feedback` afterwards: an orthogonal matrix takes its time.
+    """
+    token = _drawn_later.set(True)
+    try:
+        yield
+    finally:
+        _drawn_later.reset(token)
 
 
 class HoldsFeedback(MaybeExact):
@@ -33,7 +50,10 @@ class HoldsFeedback(MaybeExact):
         if self.rule.buffer_name is not None:
             self.register_buffer(self.rule.buffer_name, None)
             seed = options.feedback_seed
-            self.reset_feedback(int(torch.randint(2**62, ())) if seed is None else seed)
+            # Also where the feedback is drawn later: the random state afterwards is the same.
+            key = int(torch.randint(2**62, ())) if seed is None else seed
+            if not _drawn_later.get():
+                self.reset_feedback(key)
 
     @property
     def feedback_like(self) -> Tensor:

@@ -26,7 +26,7 @@ from localgpt_core.between_steps import align, feedback_places, mirrored
 from localgpt_core.blocks import INIT_STD, Block, Cache, layer_norm
 from localgpt_core.bottlenecks import VQResidualDir, quantised
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.feedback import HoldsFeedback
+from localgpt_core.feedback import HoldsFeedback, feedback_drawn_later
 from localgpt_core.linear import LocalLinear, publish_error
 from localgpt_core.modes import evaluation_mode, watch
 from localgpt_core.seeds import generator
@@ -51,9 +51,10 @@ class LocalGPT(nn.Module):
         self.config = config
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
-        self.ln_f = layer_norm(config)
-        self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, is_output=True)
+        with feedback_drawn_later():
+            self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
+            self.ln_f = layer_norm(config)
+            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, is_output=True)
         self._init_weights(generator(seed, "weights"))
         feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
         for index, place in enumerate(self.feedback_places()):

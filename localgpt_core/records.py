@@ -43,8 +43,8 @@ class RunRecord:
         best_val_loss: The lowest one measured, None if there is none.
         wall_time_s: Seconds, evaluation included.
         tokens_per_s: Training tokens per second, evaluation apart.
-        peak_memory_mib: Peak memory in MiB; see `localgpt_core.cost`.
-        flops_per_token: Matmul FLOPs of one training step per token, anchor steps averaged in.
+        peak_memory_mib: Peak memory of the run in MiB; see `localgpt_core.cost`.
+        flops_per_token: Matmul FLOPs of all training, divided by its tokens.
         parameters: ``total`` and ``trained`` parameter counts; empty for a failed run.
         curves: See `localgpt_core.training.TrainResult`.
         sample: Text that the trained model wrote.

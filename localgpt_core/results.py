@@ -112,21 +112,30 @@ class SuiteResults:
         """Return how ``arm`` ends against ``reference``, by the criterion of every comparison in the book.
 
         ``"below"`` or ``"above"`` if the 95 % interval of the paired difference lies wholly on one side of
-        zero, ``"not clearly apart"`` otherwise; ``"diverged"`` if a run of the arm did, ``"not enough runs"``
-        below three pairs.
+        zero, ``"not clearly apart"`` otherwise; ``"diverged"`` or ``"reference diverged"`` if a run did,
+        with their number, ``"not enough runs"`` below three pairs.
         """
-        diverged = (self.runs.query("arm == @arm")["status"] == "diverged").sum()
         mean, half, n = self.difference(arm, reference)
-        if diverged or n < MIN_PAIRS:
-            return f"diverged ({diverged} of its runs)" if diverged else "not enough runs"
-        return "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
+        return self._undecided(arm, reference, n) or (
+            "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
+        )
+
+    def _undecided(self, arm: str, reference: str, n: int) -> str:
+        """Return why ``arm`` and ``reference`` with ``n`` pairs have no verdict; empty if they have one."""
+        # The seeds that are left after a divergence are not a fair sample, however many they are.
+        diverged = self.runs[self.runs["status"] == "diverged"]["arm"].value_counts()
+        for name, words in ((arm, "diverged"), (reference, "reference diverged")):
+            if name in diverged:
+                return f"{words} ({diverged[name]} of its runs)"
+        return "not enough runs" if n < MIN_PAIRS else ""
 
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence, with the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
         labels = self.labels[arm], self.labels[reference]
-        if n < MIN_PAIRS:
-            return f"{labels[0]} against {labels[1]}: not enough runs (n = {n})"
+        undecided = self._undecided(arm, reference, n)
+        if undecided:
+            return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
         ends = self.verdict(arm, reference).replace("apart", "apart from")
         return f"{labels[0]} ends {ends} {labels[1]}: {mean:+.3f} ± {half:.3f} nats per character (n = {n})"
 
@@ -134,12 +143,12 @@ class SuiteResults:
         """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.
 
         ``"yes"`` if the whole 95 % interval of the paired difference lies below ``margin``, ``"no"`` if it
-        lies above, ``"open"`` if it contains it; ``"not enough runs"`` below three pairs.
+        lies above, ``"open"`` if it contains it; a word of `verdict` where there is none.
         """
         mean, half, n = self.difference(arm, reference)
-        if n < MIN_PAIRS:
-            return "not enough runs"
-        return "yes" if mean + half < margin else "no" if mean - half > margin else "open"
+        return self._undecided(arm, reference, n) or (
+            "yes" if mean + half < margin else "no" if mean - half > margin else "open"
+        )
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,23 @@ from localgpt_core.batches import batch, windows
 from localgpt_core.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
-from localgpt_core.cost import peak_memory_mib, step_flops
+from localgpt_core.cost import (
+    alignment_flops,
+    codebook_fit_flops,
+    peak_memory_mib,
+    reset_peak_memory,
+    step_flops,
+)
 from localgpt_core.diagnostics import Diagnostics, measure_into
 from localgpt_core.model import LocalGPT
-from localgpt_core.steps import build_model, build_optimizer, evaluate, learning_rate, training_step
+from localgpt_core.steps import (
+    build_model,
+    build_optimizer,
+    evaluate,
+    is_anchor,
+    learning_rate,
+    training_step,
+)
 
 __all__ = ["RunState", "TrainResult"]
 
@@ -38,8 +52,10 @@ class TrainResult:
             ``val_step`` and ``val_loss`` on the whole validation split; nats per character.
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
-        peak_memory_mib: See `localgpt_core.cost.peak_memory_mib`.
-        flops_per_token: Matmul FLOPs of one training step per token, anchor steps averaged in.
+        peak_memory_mib: Peak since the run, or the resumed part of it, began; see
+            `localgpt_core.cost.peak_memory_mib`.
+        flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
+            planned, alignment of the feedback before the first one, and a fit of codes.
         anchor_steps: How many of the steps were anchors.
         diagnostics: What the rule did over training, see `localgpt_core.diagnostics`; empty unless asked for.
     """
@@ -67,7 +83,14 @@ class TrainResult:
 
 
 class RunState:
-    """The state of a run between two steps, and how it is advanced, measured and saved."""
+    """The state of a run between two steps, and how it is advanced, measured and saved.
+
+    It starts at step 0, with the alignment of the feedback and the fit of the codes that the configuration
+    asks for, or takes over the state of ``checkpoint``, in which both are done.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another run.
+    """
 
     def __init__(
         self,
@@ -76,6 +99,7 @@ class RunState:
         corpus: Corpus,
         device: torch.device,
         diagnose_every: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config, self.corpus, self.device = config, corpus, device
         self.diagnose_every = diagnose_every
@@ -92,9 +116,17 @@ class RunState:
         self.started = time.perf_counter()
         self.interval = max(1, config.steps // CURVE_POINTS)
         self.stepped = torch.compile(self.model) if config.compile else self.model
-        self.flops_per_token = self._flops() / (config.batch_size * model_config.block_size)
-        for i in range(model_config.fa_grape_start):
-            self.model.align_feedback(config.seed, "start", i, idx=self.batch(i)[0])
+        self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
+        reset_peak_memory(device)  # the count of FLOPs, on a copy, is not part of the run
+        if checkpoint is None:
+            self._start()
+        else:
+            self._restore(checkpoint)
+
+    def _start(self) -> None:
+        """Do what comes before the first step."""
+        for i in range(self.model.config.fa_grape_start):
+            self.model.align_feedback(self.config.seed, "start", i, idx=self.batch(i)[0])
         self._quantise_when_due()
 
     def _quantise_when_due(self) -> None:
@@ -104,13 +136,20 @@ class RunState:
             text = torch.cat([self.batch(i)[0] for i in range(CODEBOOK_BATCHES)])
             self.model.fit_codebooks(text, self.config.seed, "codebook")
 
-    def _flops(self) -> float:
-        """Return the matmul FLOPs of a step, averaged over the run."""
-        batch = self.batch(0)
-        own, anchors = step_flops(self.model, *batch), self._anchors(self.config.steps)
-        if not anchors:
-            return own
-        return own + anchors / self.config.steps * (step_flops(self.model, *batch, anchor=True) - own)
+    def _flops(self) -> int:
+        """Return the matmul FLOPs of the whole run, evaluation apart."""
+        model, config, (idx, targets) = self.model, self.config, self.batch(0)
+        total = 0
+        if model.config.fa_grape_start:
+            total += model.config.fa_grape_start * alignment_flops(model, idx)
+        if model.config.vq_init == "kmeans":
+            total += codebook_fit_flops(model, idx, CODEBOOK_BATCHES)
+        steps = Counter((step >= config.vq_start, is_anchor(step, config)) for step in range(config.steps))
+        for (quantised, anchor), number in steps.items():
+            model.quantise(quantised)
+            total += number * step_flops(model, idx, targets, anchor)
+        model.quantise(True)
+        return total
 
     def _anchors(self, steps: int) -> int:
         return steps // self.config.anchor_interval if self.config.anchor_interval else 0
@@ -178,7 +217,7 @@ class RunState:
         return loss
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint from which `restore` goes on bit for bit."""
+        """Write a checkpoint from which another `RunState` goes on bit for bit."""
         progress = {
             "step": self.step,
             "curves": self.curves,
@@ -189,12 +228,8 @@ class RunState:
         }
         save_checkpoint(path, self.model, self.optimizer, self.config, self.corpus, progress)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over the state of a checkpoint.
-
-        Raises:
-            ValueError: If it belongs to another run.
-        """
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint."""
         checkpoint.require_same_run(self.model.config, self.config, self.corpus)
         checkpoint.restore_model(self.model)
         checkpoint.restore_optimizer(self.model, self.optimizer)

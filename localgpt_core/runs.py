@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from localgpt_core.corpus import Corpus
-from localgpt_core.environment import environment
+from localgpt_core.environment import code_version, environment
 from localgpt_core.model import LocalGPT
 from localgpt_core.records import RunRecord
 from localgpt_core.seeds import generator
@@ -70,11 +69,13 @@ def execute(
     memory, say) has a record with status ``"failed"`` and no result.
 
     Raises:
-        ValueError: If the corpus is not the spec's, or for what `localgpt_core.training.train` refuses.
+        ValueError: If the corpus is not the spec's, for what `localgpt_core.training.train` refuses, or for a
+            malformed ``LOCALGPT_COMMIT``; before anything is trained.
     """
     allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
     require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
     settings = RunSettings.given(settings, fields)
+    version = code_version(Path(__file__))
     start, clock = datetime.now(UTC), time.perf_counter()
     result, error, sample = None, "", ""
     try:
@@ -112,7 +113,7 @@ def execute(
         environment=environment(str(settings.device)),
         provenance={
             "command": _command(),
-            **_git(),
+            **version,
             "start": start.isoformat(timespec="seconds"),
             "end": datetime.now(UTC).isoformat(timespec="seconds"),
         },
@@ -131,22 +132,3 @@ def _without_folder(argument: str) -> str:
     """Return an absolute path's last part: a record says what ran, not where somebody keeps it."""
     option, equals, value = argument.rpartition("=")
     return option + equals + Path(value).name if os.path.isabs(value) else argument
-
-
-def _git() -> dict[str, object]:
-    """Return the commit of the package's checkout and whether it was changed; None outside a checkout.
-
-    Where there is only a copy of the files, ``$LOCALGPT_COMMIT`` can name the commit; whether the copy was
-    changed then stays unknown.
-    """
-
-    def ask(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    changed = ask("status", "--porcelain", "--", ".")
-    commit = ask("rev-parse", "HEAD") or os.environ.get("LOCALGPT_COMMIT")
-    return {"git_commit": commit, "git_dirty": None if changed is None else bool(changed)}

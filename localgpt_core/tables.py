@@ -1,12 +1,14 @@
 """Records as tables: one row per run, one row per arm, paired differences with their interval."""
 
 import math
+from dataclasses import asdict
 
 import pandas as pd
 from scipy import stats
 
 from localgpt_core.corpus import Corpus
 from localgpt_core.records import RunRecord
+from localgpt_core.specs import RunSpec
 from localgpt_core.suites import Suite
 
 __all__ = ["all_runs", "arm_table", "estimate", "interval", "paired_difference", "show_table", "suite_runs"]
@@ -29,10 +31,30 @@ def suite_runs(
 
 
 def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
-    """Return one row per record, the arm named with its suite."""
-    rows = [_row(f"{r.suite}/{r.arm}", r.arm, r) for r in records.values()]
+    """Return one row per record; an arm has its suite, its preset and what tells it from a namesake.
+
+    Runs of one name that differ in more than their seed, such as those that ``localgpt train`` made with
+    other options, are different arms.
+    """
+    namesakes: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records.values():
+        namesakes.setdefault((record.suite, record.arm, record.preset), []).append(record)
+    rows = []
+    for (suite, arm, preset), group in namesakes.items():
+        settings = [_settings(record.run_spec) for record in group]
+        differing = [name for name in settings[0] if len({own[name] for own in settings}) > 1]
+        for record, own in zip(group, settings, strict=True):
+            words = ", ".join([preset, *(f"{name}={own[name]}" for name in differing)])
+            rows.append(_row(f"{suite}/{arm} ({words})", arm, record))
     rows.sort(key=lambda row: (row["arm"], row["seed"]))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _settings(spec: RunSpec) -> dict[str, object]:
+    """Return all that can change the result of a run but its seed."""
+    settings = {**asdict(spec.model), **asdict(spec.train)}
+    del settings["seed"]
+    return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}"}
 
 
 def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:

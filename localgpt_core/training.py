@@ -56,9 +56,9 @@ def train(
     windows(corpus.val, model_config.block_size)
     device, path = settings.prepare(), settings.checkpoint
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = RunState(model_config, train_config, corpus, device, settings.diagnose_every)
-        if settings.resume and path is not None and Path(path).exists():
-            run.restore(load_checkpoint(path))
+        resumes = settings.resume and path is not None and Path(path).exists()
+        saved = load_checkpoint(path) if resumes else None
+        run = RunState(model_config, train_config, corpus, device, settings.diagnose_every, saved)
         status = _advance_to_the_end(run, settings)
         if path is not None and status in ("finished", "interrupted"):
             run.save(Path(path))

@@ -1,6 +1,7 @@
 """A rule against the exact gradient: what the numbers are, and that measuring leaves no trace."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -128,6 +129,21 @@ def test_a_model_without_trained_parameters_is_refused():
         alignment(make_model().requires_grad_(False), *make_batch())
 
 
+@pytest.mark.parametrize("given", ["", "idx", "targets", "idx loss", "idx targets loss"])
+def test_the_batch_or_the_loss_is_given_and_not_both(given):
+    model, (idx, targets) = make_model(method="fa"), make_batch()
+    every = {"idx": idx, "targets": targets, "loss": lambda: model(targets, idx)[1]}
+    allowed = "allowed are idx and targets, or loss alone"
+    with pytest.raises(ValueError, match=re.escape(f"given={given.split()!r}: {allowed}")):
+        alignment(model, **{name: every[name] for name in given.split()})
+
+
+def test_a_loss_of_ones_own_is_the_one_that_is_measured():
+    model, (idx, targets) = make_model(method="fa"), make_batch()
+    own = alignment(model, loss=lambda: model(targets, idx)[1])
+    assert own == alignment(model, targets, idx) != alignment(model, idx, targets)
+
+
 # ------------------------------------------------------------ no trace
 
 
@@ -184,7 +200,7 @@ def test_a_measurement_that_breaks_off_leaves_the_model_alone(at_call):
         return model(idx, targets)[1]
 
     with pytest.raises(ZeroDivisionError):
-        alignment(model, idx, targets, loss=breaks)
+        alignment(model, loss=breaks)
     assert_no_trace(before, traces(model))
 
 

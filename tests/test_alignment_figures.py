@@ -30,6 +30,9 @@ model = { method = "kp" }
 model = { method = "dfa" }
 [arms.few]
 model = { method = "wm" }
+[arms.lost]
+model = { method = "sign_sym" }
+seeds = [1, 2, 3, 4]
 """
 LOSSES = {
     "bp": (2.0, 2.1, 2.2),
@@ -38,6 +41,7 @@ LOSSES = {
     "close": (2.008, 2.11, 2.209),
     "wild": (2.0, None, 2.0),
     "few": (2.5, 2.6),
+    "lost": (2.0, 2.1, 2.2, None),
 }
 
 
@@ -90,6 +94,17 @@ def test_a_verdict_needs_three_pairs_and_an_interval_on_one_side_of_zero(found):
     assert found.verdict("fa", "fa") == "not clearly apart"
     assert found.verdict("few", "bp") == "not enough runs"
     assert found.verdict("wild", "bp") == "diverged (1 of its runs)"
+
+
+def test_a_divergence_is_named_however_many_runs_are_left(found):
+    # wild has two pairs left, lost three: neither number makes the run that diverged go away.
+    for arm, n in (("wild", 2), ("lost", 3)):
+        assert found.difference(arm, "bp")[2] == found.difference("bp", arm)[2] == n
+        assert found.verdict(arm, "bp") == found.within(arm, "bp", 9.0) == "diverged (1 of its runs)"
+        assert found.compare(arm, "bp") == f"{arm} against bp: diverged (1 of its runs) (n = {n})"
+        assert found.verdict("bp", arm) == found.within("bp", arm, 9.0)
+        assert found.verdict("bp", arm) == "reference diverged (1 of its runs)"
+        assert found.compare("bp", arm) == f"bp against {arm}: reference diverged (1 of its runs) (n = {n})"
 
 
 def test_a_comparison_in_words(found):

@@ -350,6 +350,52 @@ def test_verify_compares_the_status(cli, recorded):
     assert (status, out) == (1, "differs: recorded diverged, now finished\n")
 
 
+def measured(losses, steps=(0, 20), status="finished", **environment):
+    curves = {"step": [20], "val_step": list(steps), "val_loss": losses}
+    machine = {"device": "toy", "threads": 1, "torch": "2", "python": "3", **environment}
+    return toy_record(curves=curves, status=status, environment=machine)
+
+
+@pytest.mark.parametrize("elsewhere", [{}, {"device": "another"}])
+@pytest.mark.parametrize(
+    ("losses", "again", "agrees"),
+    [
+        ([3.25, None], [3.25, 9.0], False),
+        ([3.25, 9.0], [3.25, None], False),
+        ([3.25, None], [3.25, None], True),
+        ([None, None], [None, None], True),
+        ([None, None], [3.25, None], False),
+        ([3.25, None], [3.5, None], False),
+        ([3.25, math.nan], [3.25, math.inf], True),
+        ([3.25, 2.5], [3.25, 2.5], True),
+    ],
+)
+def test_a_loss_that_one_side_lacks_is_a_difference(losses, again, agrees, elsewhere):
+    found = compare(
+        measured(losses, status="diverged"), measured(again, status="diverged", **elsewhere), 0.02
+    )
+    assert found.agrees == agrees and found.text.startswith("agrees" if agrees else "differs")
+
+
+def test_elsewhere_the_evaluations_must_be_at_the_same_steps():
+    found = compare(measured([3.25, 2.5]), measured([3.25, 2.5], (0, 10), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: evaluated at steps [0, 20], now [0, 10]")
+    found = compare(measured([3.25, 2.5]), measured([3.25], (0,), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: 2 evaluations recorded, now 1")
+    found = compare(measured([], ()), measured([], (), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: 0 evaluations recorded, now 0")
+
+
+def test_a_record_that_does_not_say_where_it_was_made_was_made_elsewhere():
+    bare = dataclasses.replace(measured([3.25, 2.5]), environment={})
+    found = compare(bare, measured([3.25, 2.51]), 0.02)
+    assert found.agrees
+    assert found.text.startswith("agrees: by 0.01 nats at most (unknown device, threads, torch, python: ")
+    some = dataclasses.replace(measured([3.25, 2.5]), environment={"device": "toy", "torch": "1"})
+    found = compare(some, measured([3.25, 2.53]), 0.02)
+    assert not found.agrees and "(another torch; unknown threads, python: " in found.text
+
+
 def test_verify_of_a_run_that_broke_down_is_refused(cli, recorded):
     plant(recorded, status="failed", final_val_loss=None, curves={})
     status, out, err = cli("verify", recorded.stem, *OWN)

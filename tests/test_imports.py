@@ -17,8 +17,8 @@ MODULES = {
 
 # A module may import modules of the lines above its own only, wherever in its code the import stands.
 LAYERS = """
-validation seeds files vocabulary plays environment exact style drawings rules.grape
-rules.base kmeans surrogates batches corpus
+validation seeds files vocabulary plays exact style drawings rules.grape
+environment rules.base kmeans surrogates batches corpus
 bottlenecks watching
 rules.feedback_init rules.backprop rules.sign_symmetry ngrams
 rules.direct_feedback_alignment rules.feedback_alignment rules.weight_mirror

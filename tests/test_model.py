@@ -1,6 +1,7 @@
 """LocalGPT: names, shapes, start, causality, generation, and the order of a block's parts."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from localgpt_core import FrozenSubspace, HardTopK, LocalGPT, LocalGPTConfig, VQResidualDir
+from localgpt_core import model as model_module
 from localgpt_core.blocks import Attention, Block
 from localgpt_core.bottlenecks import quantised
+from localgpt_core.feedback import HoldsFeedback, feedback_drawn_later
 
 V, C, BLOCK = SIZES["vocab_size"], SIZES["n_embd"], SIZES["block_size"]
 
@@ -173,6 +176,52 @@ def test_no_two_matrices_start_alike():
     model = LocalGPT(LocalGPTConfig(**SIZES))
     q, k = model.blocks[0].attn.q_proj.weight, model.blocks[0].attn.k_proj.weight
     assert not torch.equal(q, k) and not torch.equal(q, model.blocks[1].attn.q_proj.weight)
+
+
+DRAWN = {
+    "fa": {"method": "fa", "fa_init_mode": "orthogonal"},
+    "fa-seeded": {"method": "fa", "fa_init_mode": "orthogonal", "feedback_seed": 4},
+    "dfa-block": {"method": "dfa", "dfa_granularity": "block", "fa_init_mode": "orthogonal"},
+    "sign": {"method": "sign_sym", "sign_magnitude": "random"},
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_feedback_is_drawn_once_at_every_place(case, monkeypatch):
+    drawn = []
+    draw = HoldsFeedback.reset_feedback
+    monkeypatch.setattr(HoldsFeedback, "reset_feedback", lambda at, *key: drawn.append(at) or draw(at, *key))
+    model = LocalGPT(LocalGPTConfig(**SIZES, **DRAWN[case]))
+    assert drawn == list(model.feedback_places())
+
+
+def test_an_orthogonal_start_takes_one_decomposition_a_place(monkeypatch):
+    shapes = []
+    qr = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: shapes.append(tuple(matrix.shape)) or qr(matrix))
+    LocalGPT(LocalGPTConfig(**SIZES, **DRAWN["fa"]))
+    # Always decomposed upright; q, k, v, o and fc, proj of each block, and the head.
+    assert shapes == [*[(C, C)] * 4, (4 * C, C), (4 * C, C)] * 2 + [(C, V)]
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_when_feedback_is_drawn_changes_no_number(case, monkeypatch):
+    config = LocalGPTConfig(**SIZES, **DRAWN[case])
+    torch.manual_seed(1)
+    once, after_once = LocalGPT(config).state_dict(), torch.rand(3)
+    monkeypatch.setattr(model_module, "feedback_drawn_later", nullcontext)
+    torch.manual_seed(1)
+    twice, after_twice = LocalGPT(config).state_dict(), torch.rand(3)
+    assert torch.equal(after_once, after_twice)
+    assert all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
+
+
+def test_a_part_that_is_built_alone_has_its_feedback():
+    block = Block(LocalGPTConfig(**SIZES, **DRAWN["fa"]), 0)
+    assert block.mlp.fc.feedback_weight.shape == (4 * C, C)
+    with pytest.raises(ZeroDivisionError), feedback_drawn_later():
+        raise ZeroDivisionError
+    assert Block(LocalGPTConfig(**SIZES, **DRAWN["fa"]), 0).mlp.fc.feedback_weight is not None
 
 
 def test_options_start_at_nothing():

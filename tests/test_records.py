@@ -14,6 +14,7 @@ from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
 
 from localgpt_core import files, runs
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
+from localgpt_core.environment import code_version
 from localgpt_core.records import RunRecord, export_bundle, import_bundle, load_records, read_record
 from localgpt_core.runs import execute
 from localgpt_core.specs import RunSpec, resolve_spec
@@ -237,18 +238,6 @@ def test_a_record_says_what_ran_on_what(monkeypatch):
     text = record.to_json()
     for folder in (str(Path.cwd()), str(Path.home()), sys.prefix, secret):
         assert folder not in text
-
-
-def test_the_commit_is_git_s_and_else_the_environment_s(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCALGPT_COMMIT", "c0ffee")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
-    assert runs._git() == {"git_commit": "c0ffee", "git_dirty": None}
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    found = runs._git()
-    assert len(found["git_commit"]) == 40 and found["git_dirty"] is False
 
 
 def test_trained_parameters_are_counted_apart():
@@ -503,3 +492,101 @@ def test_an_export_that_fails_keeps_the_old_bundle(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         export_bundle(records(), path)
     assert path.read_text() == before
+
+
+# The commit
+
+
+def git(folder, *words):
+    named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *named, *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def commit_all(folder):
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "start")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A checkout with a package of two files and a page beside it."""
+    for name in [name for name in os.environ if name.startswith(("GIT_", "LOCALGPT_"))]:
+        monkeypatch.delenv(name)
+    package = tmp_path / "checkout" / "package"
+    package.mkdir(parents=True)
+    for file in (package / "runs.py", package / "model.py", package.parent / "README.md"):
+        file.write_text("one\n")
+    return package
+
+
+def test_the_commit_is_that_of_the_repository_that_tracks_the_package(package):
+    commit = commit_all(package.parent)
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": False}
+    (package.parent / "README.md").write_text("two\n")
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": False}
+    (package / "model.py").write_text("two\n")
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": True}
+
+
+def test_a_file_that_is_added_to_the_package_is_a_change(package):
+    commit = commit_all(package.parent)
+    (package / "new.py").write_text("one\n")
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": True}
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_repository_around_an_installed_package_is_not_named(package, ignored):
+    commit_all(package.parent)
+    if ignored:
+        (package.parent / ".gitignore").write_text(".venv\n")
+    installed = package.parent / ".venv" / "site-packages" / "package"
+    installed.mkdir(parents=True)
+    (installed / "runs.py").write_text("one\n")
+    assert code_version(installed / "runs.py") == {"git_commit": None, "git_dirty": None}
+
+
+def test_a_repository_of_the_environment_is_not_named(package, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    (other / "package").mkdir(parents=True)
+    (other / "package" / "runs.py").write_text("other\n")
+    wrong = commit_all(other)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert code_version(package / "runs.py") == {"git_commit": None, "git_dirty": None}
+    with monkeypatch.context() as patch:
+        patch.delenv("GIT_DIR")
+        patch.delenv("GIT_WORK_TREE")
+        commit = commit_all(package.parent)
+    assert commit != wrong
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": False}
+
+
+def test_without_a_repository_the_environment_may_name_the_commit(package, monkeypatch):
+    monkeypatch.setenv("LOCALGPT_COMMIT", "0123456789abcdef" * 2 + "01234567")
+    assert code_version(package / "runs.py") == {
+        "git_commit": "0123456789abcdef" * 2 + "01234567",
+        "git_dirty": None,
+    }
+    commit = commit_all(package.parent)
+    assert code_version(package / "runs.py") == {"git_commit": commit, "git_dirty": False}
+
+
+@pytest.mark.parametrize("named", ["", "main", "0" * 39, "0" * 41, "g" * 40, "0" * 40 + "\n"])
+def test_another_name_for_the_commit_is_refused_before_anything_is_trained(package, monkeypatch, named):
+    monkeypatch.setenv("LOCALGPT_COMMIT", named)
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    monkeypatch.setattr(runs, "train", lambda *args, **options: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="LOCALGPT_COMMIT=.*: must be the 40 hexadecimal digits of a commit"):
+        execute(toy_spec(), toy_corpus())
+
+
+def test_a_record_names_the_commit_that_the_environment_names(package, monkeypatch):
+    monkeypatch.setenv("LOCALGPT_COMMIT", "a" * 40)
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    record, _ = execute(toy_spec(), toy_corpus())
+    assert (record.provenance["git_commit"], record.provenance["git_dirty"]) == ("a" * 40, None)

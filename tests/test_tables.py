@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from toys import toy_corpus, toy_record
+from toys import toy_corpus, toy_record, toy_spec
 
 from localgpt_core import tables
 from localgpt_core.suites import read_suite
@@ -138,7 +138,33 @@ def test_a_table_of_all_records_tells_suites_apart(records):
         for digest, record in records.items()
     }
     arms = set(all_runs(moved)["arm"])
-    assert {"toys/fa", "other/fa", "toys/bp", "other/bp", "other/alone"} <= arms
+    assert arms == {
+        *("toys/fa (tiny)", "other/fa (tiny)", "toys/bp (tiny)", "other/bp (tiny)"),
+        *("other/alone (tiny)", "toys/broken (tiny)", "other/broken (tiny)"),
+    }
+
+
+def test_a_table_of_all_records_tells_presets_apart(suite, records):
+    for run in suite.plan(toy_corpus(), "cpu"):
+        if run.arm.name == "bp":
+            record = toy_record(run.spec, arm="bp", preset="cpu", final_val_loss=1.0)
+            records[record.digest] = record
+    table = arm_table(all_runs(records)).set_index("arm")
+    assert table.loc["toys/bp (tiny)", ["n", "final loss"]].tolist() == [3, "2.000"]
+    assert table.loc["toys/bp (cpu)", ["n", "final loss"]].tolist() == [3, "1.000"]
+
+
+def test_a_table_of_all_records_tells_options_and_texts_apart():
+    # As localgpt train records them: the arm is the method, whatever the other options are.
+    specs = [toy_spec(seed, n_embd=width) for width in (8, 16) for seed in (1, 2)]
+    specs.append(dataclasses.replace(toy_spec(1), corpus_sha256="0" * 64))
+    found = {spec.digest: toy_record(spec, suite="", arm="bp", preset="cpu") for spec in specs}
+    text = toy_corpus().sha256[:8]
+    assert arm_table(all_runs(found)).set_index("arm")["n"].to_dict() == {
+        f"/bp (cpu, n_embd=8, corpus=toy {text})": 2,
+        f"/bp (cpu, n_embd=16, corpus=toy {text})": 2,
+        "/bp (cpu, n_embd=8, corpus=toy 00000000)": 1,
+    }
 
 
 def test_differences_are_paired_by_seed(runs):

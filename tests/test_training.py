@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from toys import interrupt_after, toy_corpus, toy_model, toy_spec, toy_text, toy_train
 
-from localgpt_core import run_state, steps, training
+from localgpt_core import cost, run_state, steps, training
 from localgpt_core.bottlenecks import VQResidualDir
 from localgpt_core.checkpoints import load_checkpoint
 from localgpt_core.config import TrainConfig
 from localgpt_core.corpus import Corpus
+from localgpt_core.cost import alignment_flops, peak_memory_mib, reset_peak_memory
 from localgpt_core.model import LocalGPT
 from localgpt_core.rules import RULES
 from localgpt_core.run_state import RunState
@@ -391,8 +394,8 @@ def test_the_optimiser_state_goes_to_its_parameter_even_if_another_one_has_none(
         parameter.grad = None if id(parameter) in skipped else torch.randn_like(parameter)
     run.optimizer.step()
     run.save(tmp_path / "c.safetensors")
-    again = RunState(toy_model(), toy_train(), toy_corpus(), torch.device("cpu"))
-    again.restore(load_checkpoint(tmp_path / "c.safetensors"))
+    saved = load_checkpoint(tmp_path / "c.safetensors")
+    again = RunState(toy_model(), toy_train(), toy_corpus(), torch.device("cpu"), checkpoint=saved)
     names = dict(again.model.named_parameters())
     for name, parameter in run.model.named_parameters():
         found, expected = again.optimizer.state[names[name]], run.optimizer.state[parameter]
@@ -748,3 +751,122 @@ def test_settings_reach_the_run_by_name_or_as_one():
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
     assert named.curves == as_one.curves and steps[: len(steps) // 2] == steps[len(steps) // 2 :]
+
+
+# ------------------------------------------------------------ what is done once, and what it costs
+
+ALIGNED_FIRST = {"method": "fa", "fa_grape": True, "fa_grape_start": 5}
+FITTED = {"vq_codes": 6, "vq_init": "kmeans"}
+
+
+@pytest.mark.parametrize("stop", [0, 3, 20])
+def test_what_comes_before_the_first_step_is_not_repeated_by_a_resumed_run(monkeypatch, tmp_path, stop):
+    done = []
+    align, fit = LocalGPT.align_feedback, LocalGPT.fit_codebooks
+
+    def counted_alignment(model, *key, idx=None):
+        done.extend(["start"] if "start" in key else [])
+        align(model, *key, idx=idx)
+
+    def counted_fit(model, *args):
+        done.append("fit")
+        fit(model, *args)
+
+    monkeypatch.setattr(LocalGPT, "align_feedback", counted_alignment)
+    monkeypatch.setattr(LocalGPT, "fit_codebooks", counted_fit)
+    model, config = toy_model(**ALIGNED_FIRST, **FITTED), toy_train(lr=1e-2)
+    whole = train(model, config, toy_corpus())
+    assert done == ["start"] * 5 + ["fit"]
+    path = tmp_path / "c"
+    run = RunState(model, config, toy_corpus(), torch.device("cpu"))
+    for _ in range(stop):
+        if run.evaluation_due:
+            run.evaluate()
+        run.advance()
+    run.save(path)
+    done.clear()
+    resumed = train(model, config, toy_corpus(), checkpoint=path, resume=True)
+    assert done == []
+    assert resumed.curves == whole.curves and resumed.flops_per_token == whole.flops_per_token
+    assert_same_tensors(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def flops_of_run(model: dict, **config) -> float:
+    """Return the matmul FLOPs that a run is said to take."""
+    config = toy_train(steps=10, **config)
+    run = RunState(toy_model(**model), config, toy_corpus(), torch.device("cpu"))
+    return run.flops_per_token * 10 * config.batch_size * run.model.config.block_size
+
+
+def flops_that_are_counted(model: dict, **config) -> int:
+    """Return the matmul FLOPs that torch counts while a run starts and takes all of its steps."""
+    run = RunState(toy_model(**model), toy_train(steps=10, **config), toy_corpus(), torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        run._start()
+        for _ in range(10):
+            run.advance()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ({}, {}),
+        (ALIGNED_FIRST, {}),
+        ({"method": "dfa", "fa_grape": True, "fa_grape_start": 2}, {"anchor_interval": 3}),
+        (FITTED, {}),
+        (FITTED | {"n_layer": 2, "vq_shared": False}, {"vq_start": 4}),
+        ({"vq_codes": 6, "method": "dfa"}, {"vq_start": 7, "anchor_interval": 4}),
+    ],
+)
+def test_the_flops_of_a_run_are_all_that_it_takes(model, config):
+    assert flops_of_run(model, **config) == pytest.approx(flops_that_are_counted(model, **config), rel=1e-12)
+
+
+def test_every_alignment_before_the_first_step_is_counted():
+    one = alignment_flops(LocalGPT(toy_model(**ALIGNED_FIRST)), torch.zeros(3, 7, dtype=torch.long))
+    without = flops_of_run({**ALIGNED_FIRST, "fa_grape_start": 0})
+    assert one > 0 and flops_of_run(ALIGNED_FIRST) - without == pytest.approx(5 * one, rel=1e-9)
+
+
+# ------------------------------------------------------------ memory
+
+BALLAST_MIB = 300
+
+
+def allocate() -> None:
+    torch.ones(BALLAST_MIB * 2**18).sum()  # of four bytes
+
+
+@pytest.fixture
+def linux():
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("only Linux forgets the peak of a process")
+
+
+def test_the_peak_memory_of_a_run_is_not_that_of_what_was_before_it(linux):
+    first = train(toy_model(), toy_train(), toy_corpus()).peak_memory_mib
+    allocate()
+    assert peak_memory_mib(torch.device("cpu")) > first + BALLAST_MIB / 2
+    second = train(toy_model(), toy_train(), toy_corpus()).peak_memory_mib
+    assert 0 < second < first + BALLAST_MIB / 2
+
+
+def test_the_peak_memory_of_a_run_is_that_of_what_it_allocates(linux):
+    small = train(toy_model(), toy_train(), toy_corpus()).peak_memory_mib
+    large = train(toy_model(), toy_train(), toy_corpus(), report=lambda measured: allocate()).peak_memory_mib
+    assert large > small + BALLAST_MIB / 2
+
+
+def test_where_the_system_keeps_no_account_the_peak_is_that_of_the_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "STATUS", tmp_path / "missing")
+    monkeypatch.setattr(cost, "RESET_PEAK", tmp_path / "missing" / "too")
+    reset_peak_memory(torch.device("cpu"))
+    assert not (tmp_path / "missing").exists()
+    allocate()
+    assert peak_memory_mib(torch.device("cpu")) > BALLAST_MIB
+    monkeypatch.setattr(cost, "STATUS", tmp_path / "status")
+    (tmp_path / "status").write_text("Name:\tpython\nVmPeak:\t  9 kB\nVmHWM:\t    2560 kB\n")
+    assert peak_memory_mib(torch.device("cpu")) == 2.5

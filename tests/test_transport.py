@@ -47,6 +47,57 @@ def test_the_model_is_left_as_it_was(case):
     assert all(module.training for module in model.modules())
 
 
+# ------------------------------------------------------------ where nothing could show
+
+
+@pytest.mark.parametrize("case", ["bp", "fa", "sign_sym"])
+def test_a_layer_that_no_error_reaches_is_silent(case):
+    model = make_model(**RULE_CASES[case], gated_blocks=True, gate_start=0.0)
+    close_gates(model)
+    found = weight_transport(model, *make_batch())
+    assert found.pop("head") == EXPECTED[case]
+    assert set(found.values()) == {"silent"}
+
+
+def test_the_output_error_reaches_a_layer_behind_a_closed_gate():
+    model = make_model(method="dfa", gated_blocks=True, gate_start=0.0)
+    close_gates(model)
+    assert set(weight_transport(model, *make_batch()).values()) == {"nothing"}
+
+
+def close_gates(model):
+    for block in model.blocks:
+        block.alpha_attn.data.zero_()
+        block.alpha_mlp.data.zero_()
+
+
+@pytest.mark.parametrize("method", ["bp", "fa"])
+def test_a_layer_below_which_nothing_is_trained_is_silent(method):
+    # No trained norm and no trained embeddings: what q, k and v of the first block hand down trains nobody.
+    model = make_model(method=method, freeze_emb=True)
+    model.blocks[0].ln1.requires_grad_(False)
+    found = weight_transport(model, *make_batch())
+    lowest = {f"blocks.0.attn.{part}_proj" for part in "qkv"}
+    assert {name for name, reads in found.items() if reads == "silent"} == lowest
+    assert {found[name] for name in found.keys() - lowest} == {EXPECTED[method]}
+
+
+@pytest.mark.parametrize("case", ["bp", "fa", "sign_sym"])
+def test_a_weight_of_zeros_hides_nothing(case):
+    model = make_model(**RULE_CASES[case])
+    model.head.weight.data.zero_()
+    found = weight_transport(model, *make_batch())
+    assert found.pop("head") == EXPECTED[case]
+    assert set(found.values()) == {EXPECTED[case] if case == "fa" else "silent"}
+    assert (model.head.weight == 0).all()
+
+
+def test_gradients_that_are_not_numbers_show_nothing():
+    model = make_model()
+    model.ln_f.weight.data.fill_(torch.nan)
+    assert set(weight_transport(model, *make_batch()).values()) == {"silent"}
+
+
 # ------------------------------------------------------------ cheats
 
 
@@ -93,7 +144,8 @@ def test_a_rule_that_keeps_its_layer_is_caught(cheats):
 
 def test_a_layer_that_copies_its_weight_in_the_forward_pass_is_caught(cheats):
     model = make_model(method="reads")
-    assert set(weight_transport(model, *make_batch()).values()) == {"nothing"}  # honest: the buffer is 0
+    honest = weight_transport(model, *make_batch())  # the buffer is 0: no error gets below the head
+    assert honest.pop("head") == "nothing" and set(honest.values()) == {"silent"}
     for layer in model.local_linears():
         layer.__class__ = CopiesItsWeight
     assert set(weight_transport(model, *make_batch()).values()) == {"weight"}
@@ -101,10 +153,13 @@ def test_a_layer_that_copies_its_weight_in_the_forward_pass_is_caught(cheats):
 
 def test_a_cheat_in_one_layer_is_found_in_that_layer(cheats):
     model = make_model(method="reads")
-    # The head: below it the honest feedback of zeros lets no error through that could tell.
+    # The head: what it hands down reaches the layers that write into the stream, whose feedback is 0.
     model.head.__class__ = CopiesItsWeight
     found = weight_transport(model, *make_batch())
-    assert [name for name, reads in found.items() if reads != "nothing"] == ["head"]
+    writers = {name for name in found if name.endswith(("o_proj", "mlp.proj"))}
+    assert found.pop("head") == "weight"
+    assert {name for name, reads in found.items() if reads == "nothing"} == writers
+    assert {found[name] for name in found.keys() - writers} == {"silent"}
 
 
 # ------------------------------------------------------------ describe
@@ -157,3 +212,22 @@ def test_between_points_the_error_passes_one_feedback_and_the_weights_of_its_blo
     assert table["blocks.0.mlp.proj.weight"] == ["output", "B of blocks.0.feedback"]
     assert table["blocks.0.mlp.fc.weight"] == ["output", "B of blocks.0.feedback, W of blocks.0.mlp.proj"]
     assert table["ln_f.weight"] == ["output", "B of head"]
+
+
+def test_a_parameter_that_no_error_reaches_is_silent():
+    model = make_model(gated_blocks=True)
+    close_gates(model)
+    table = rows(model)
+    assert table["blocks.0.mlp.proj.weight"] == table["blocks.1.attn.q_proj.weight"] == ["silent"]
+    assert table["head.weight"] == ["exact"] and table["tok_emb.weight"] == ["exact", "W of head"]
+    assert table["blocks.0.alpha_mlp"][0] == "exact"  # the gate itself is trained
+
+
+@pytest.mark.parametrize("method", ["bp", "fa"])
+def test_a_parameter_whose_gradient_is_rounding_is_silent(method):
+    # The same number added to all scores of a row: softmax does not depend on the bias of the keys.
+    table = rows(make_model(method=method, attn_mode="softmax", bias=True))
+    assert [name for name, row in table.items() if row[0] == "silent"] == [
+        f"blocks.{i}.attn.k_proj.bias" for i in range(2)
+    ]
+    assert table["blocks.0.attn.k_proj.bias"] == ["silent"]
