@@ -79,7 +79,7 @@ check-chapters: $(READY)
 
 check-site: $(READY)
 	@echo "==> The built pages"
-	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/test_site.py
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/book/test_site.py
 
 # ------------------------------------------------------------------------------------------------ work
 
@@ -92,7 +92,7 @@ execute: corpus  ## re-run every notebook and write its outputs in place
 		$(wildcard book/*.ipynb book/chapters/*.ipynb)
 
 figure: $(READY)  ## draw the README's figure from the records
-	@MPLBACKEND=Agg $(BIN)/python -m localgpt_core.figures book/_static/final-losses.png
+	@MPLBACKEND=Agg $(BIN)/python -m localgpt_core.report.losses book/_static/final-losses.png
 
 bench: $(READY)  ## measure the cost of a training step under each rule
 	@$(BIN)/localgpt bench

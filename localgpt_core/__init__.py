@@ -7,25 +7,23 @@
 'finished'
 """
 
-from localgpt_core.alignment import alignment
-from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.convert import Localized, localize
-from localgpt_core.corpus import Corpus, load_corpus
-from localgpt_core.linear import LocalLinear
-from localgpt_core.model import LocalGPT
-from localgpt_core.records import RunRecord, load_records
+from localgpt_core.convert.localize import Localized, localize
+from localgpt_core.corpus.corpus import Corpus, load_corpus
+from localgpt_core.experiments.records import RunRecord, load_records
+from localgpt_core.experiments.specs import RunSpec
+from localgpt_core.layers.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.norms import LayerNormProjectedSurrogate, LayerNormSTE
+from localgpt_core.layers.surrogates import GELUSTE, SigmoidSTE, SoftmaxValueMixLocalFn
+from localgpt_core.measure.alignment import alignment
+from localgpt_core.measure.transport import describe, weight_transport
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.moved import find_moved_modules
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
-from localgpt_core.specs import RunSpec
-from localgpt_core.surrogates import (
-    GELUSTE,
-    LayerNormProjectedSurrogate,
-    LayerNormSTE,
-    SigmoidSTE,
-    SoftmaxValueMixLocalFn,
-)
-from localgpt_core.training import TrainResult, train
-from localgpt_core.transport import describe, weight_transport
+from localgpt_core.training.loop import TrainResult, train
+
+find_moved_modules()
 
 __all__ = [
     "GELUSTE",

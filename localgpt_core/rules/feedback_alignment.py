@@ -1,15 +1,15 @@
 """Feedback alignment: a fixed random matrix replaces the weight, ``grad_input = grad_output @ B``.
 
 Source: Lillicrap, Cownden, Tweed and Akerman 2016. With ``fa_grape`` the matrix does not stay fixed: forward
-probes turn it towards the weight once per training step, see `localgpt_core.rules.grape`.
+probes turn it towards the weight once per training step, see `localgpt_core.matrices.grape`.
 """
 
 import torch
 from torch import Tensor
 
+from localgpt_core.matrices.grape import align_to_weight, project_to_weight
+from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.rules.base import PROBE_OPTIONS, START_OPTIONS, LearningRule
-from localgpt_core.rules.feedback_init import initial_feedback
-from localgpt_core.rules.grape import align_to_weight, project_to_weight
 
 __all__ = ["FeedbackAlignment"]
 

@@ -14,8 +14,8 @@ training step.
 import torch
 from torch import Tensor
 
+from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.rules.base import START_OPTIONS, LearningRule
-from localgpt_core.rules.feedback_init import initial_feedback
 
 __all__ = ["WeightMirror"]
 

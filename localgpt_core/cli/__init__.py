@@ -1,0 +1,10 @@
+"""The command line.
+
+One file for the commands that train and measure, one for those on suites and records, their shared options,
+and how a run shows itself. A command reads its options, calls the rooms below and prints what they return.
+An error of the user's is one line and exit status 2.
+"""
+
+from localgpt_core.cli.main import app, main
+
+__all__ = ["app", "main"]

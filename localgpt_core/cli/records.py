@@ -1,0 +1,129 @@
+"""The commands that work on suites and records: run, table, verify, export, import."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localgpt_core.cli.options import CorpusName, Device, Threads, say
+from localgpt_core.cli.progress import progress
+from localgpt_core.common.validation import require, require_integer
+from localgpt_core.corpus.corpus import load_corpus
+from localgpt_core.experiments.execution import execute
+from localgpt_core.experiments.records import export_bundle, import_bundle, load_records
+from localgpt_core.experiments.scheduler import SuiteRun
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.training.settings import RunSettings
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+RECORDS = Path("book/records")
+
+Records = Annotated[Path, typer.Option(help="folder with all records")]
+
+
+@commands.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="TOML file, for instance book/suites/01-baseline.toml")],
+    preset: Annotated[str | None, typer.Option(help="instead of the suite's own")] = None,
+    device: Device = "cpu",
+    jobs: Annotated[int, typer.Option(help="runs side by side")] = 1,
+    threads: Threads = 1,
+    time_budget: Annotated[float | None, typer.Option(help="seconds; nothing starts that is longer")] = None,
+    records: Records = RECORDS,
+    out: Annotated[Path | None, typer.Option(help="folder for new records; default RECORDS/SUITE")] = None,
+    corpus: CorpusName | None = None,
+    only: Annotated[list[str] | None, typer.Option(help="digest of a run to make; repeatable")] = None,
+) -> None:
+    """Make the runs of a suite that are not yet recorded; can be stopped and started again."""
+    require_integer("jobs", jobs, 1)
+    require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
+    deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
+    settings = RunSettings(device=device, threads=threads, deadline=deadline)
+    plan = read_suite(suite)
+    text = load_corpus(corpus or plan.corpus)
+    folder = out or records / plan.name
+    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus)
+    if not only:
+        complete = suite_run.all(jobs, say)
+        print(f"{plan.name}: " + ("complete" if complete else "not complete; start it again to go on"))
+        return
+    planned = {item.spec.digest: item for item in plan.plan(text, preset)}
+    for digest in only:
+        require(digest in planned, "only", digest, f"suite {plan.name} has " + ", ".join(planned))
+        if suite_run.one(planned[digest], say) is None:
+            raise typer.Exit(3)
+
+
+@commands.command()
+def table(
+    suite: Annotated[Path | None, typer.Argument(help="suite; default: all records")] = None,
+    records: Records = RECORDS,
+    preset: Annotated[str | None, typer.Option(help="instead of the suite's own")] = None,
+    corpus: CorpusName | None = None,
+) -> None:
+    """Print the recorded results: mean, spread and number of runs per arm."""
+    from localgpt_core.report.tables import all_runs, arm_table, suite_runs
+
+    found = load_records(records, say)
+    if suite is None:
+        frame = all_runs(found)
+    else:
+        plan = read_suite(suite)
+        frame = suite_runs(plan, found, load_corpus(corpus or plan.corpus), preset)
+    require(len(frame) > 0, "records", str(records), "has no records of this suite")
+    print(arm_table(frame).to_string(index=False))
+
+
+@commands.command()
+def verify(
+    digest: Annotated[str, typer.Argument(help="digest of a record, or its beginning")],
+    records: Records = RECORDS,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    corpus: CorpusName | None = None,
+    tolerance: Annotated[float, typer.Option(help="nats, where the machine differs")] = 0.02,
+) -> None:
+    """Run a record's spec again and compare the curves."""
+    from localgpt_core.experiments.verification import compare
+
+    settings = RunSettings(device=device, threads=threads)
+    found = load_records(records, say)
+    matching = [name for name in found if name.startswith(digest)]
+    require(len(matching) == 1, "digest", digest, f"{len(matching)} of {len(found)} records match")
+    recorded = found[matching[0]]
+    require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
+    spec = recorded.run_spec
+    with progress(spec.train.steps, f"verify {recorded.digest}") as report:
+        again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
+    if again is None:
+        raise typer.Exit(130)
+    verdict = compare(recorded, again, tolerance)
+    print(verdict.text)
+    if not verdict.agrees:
+        raise typer.Exit(1)
+
+
+@commands.command("export")
+def export_records(
+    bundle: Annotated[Path, typer.Argument(help="jsonl file to write")],
+    records: Records = RECORDS,
+) -> None:
+    """Put all records into one jsonl file."""
+    found = load_records(records, say)
+    export_bundle(found.values(), bundle)
+    print(f"{len(found)} records: {bundle}")
+
+
+@commands.command("import")
+def import_records(
+    bundle: Annotated[Path, typer.Argument(help="jsonl file of localgpt export")],
+    records: Records = RECORDS,
+) -> None:
+    """Take the records of a jsonl file into the folder of records."""
+    written = import_bundle(bundle, records, say)
+    print(f"{len(written)} new records below {records}")

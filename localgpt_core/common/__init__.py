@@ -1,0 +1,46 @@
+"""The ground that all stand on.
+
+How a value is refused by name, how random numbers are drawn from keys, files that are whole or not there,
+what something was measured on, and states of a model that end with their block. Nothing here knows of a
+rule or a text, and nothing of the package is imported.
+"""
+
+from localgpt_core.common.environment import code_version, environment
+from localgpt_core.common.files import atomic_write
+from localgpt_core.common.modes import (
+    MaybeExact,
+    evaluation_mode,
+    exact_derivatives,
+    set_for_a_while,
+    watch,
+    without_autocast,
+)
+from localgpt_core.common.seeds import generator, seed_from
+from localgpt_core.common.validation import (
+    check_needs,
+    check_values,
+    option,
+    require,
+    require_choice,
+    require_integer,
+)
+
+__all__ = [
+    "MaybeExact",
+    "atomic_write",
+    "check_needs",
+    "check_values",
+    "code_version",
+    "environment",
+    "evaluation_mode",
+    "exact_derivatives",
+    "generator",
+    "option",
+    "require",
+    "require_choice",
+    "require_integer",
+    "seed_from",
+    "set_for_a_while",
+    "watch",
+    "without_autocast",
+]

@@ -1,0 +1,204 @@
+"""The configuration of a model.
+
+Every field is documented once, in its metadata: the command line shows the same words. A value or a
+combination that cannot work raises ValueError; a field that would have no effect is refused as well.
+"""
+
+from dataclasses import dataclass, fields
+
+from localgpt_core.common.validation import option, require, require_integer
+from localgpt_core.rules import RULES, RuleOptions
+from localgpt_core.rules.base import START_OPTIONS
+
+__all__ = ["LocalGPTConfig"]
+
+ATTENTION_MODES = ("sigmoid", "softmax")
+SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
+GRANULARITIES = ("layer", "sublayer", "block")
+INSIDE_RULES = {
+    "bp": {},
+    "grape": {"method": "fa", "fa_grape": True},
+    "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
+}
+LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
+GELU_SURROGATES = ("identity", "relu", "steps")
+CODEBOOKS = ("random", "kmeans")
+SUBSPACES = ("project", "constrain")
+
+WITH_SIGMOID = (
+    "has no effect with attn_mode='softmax'; needs attn_mode='sigmoid'",
+    lambda config: config.attn_mode == "sigmoid",
+)
+WITH_SOFTMAX = ("needs attn_mode='softmax'", lambda config: config.attn_mode == "softmax")
+WITH_CODES = ("has no effect without vq_codes", lambda config: config.vq_codes > 0)
+BETWEEN_LAYERS = (
+    "needs dfa_granularity='sublayer' or 'block'",
+    lambda config: config.dfa_granularity != "layer",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalGPTConfig(RuleOptions):
+    """What a `LocalGPT` is: nanoGPT's sizes, the rule of `RuleOptions`, local derivatives, bottlenecks.
+
+    Each field's meaning is in its metadata and in ``localgpt train --help``.
+
+    Raises:
+        ValueError: Naming the field, the value and what is allowed.
+    """
+
+    block_size: int = option(256, "longest context, in characters", minimum=1)
+    vocab_size: int = option(65, "number of symbols", minimum=1)
+    n_layer: int = option(6, "number of blocks", minimum=1)
+    n_head: int = option(6, "attention heads per block", minimum=1)
+    n_embd: int = option(384, "width of the residual stream", minimum=1)
+    dropout: float = option(0.2, "dropout probability", within="[0, 1)")
+    bias: bool = option(False, "biases in the linear layers (norms always have one)")
+    attn_mode: str = option("sigmoid", "attention: sigmoid or softmax", choices=ATTENTION_MODES)
+    sigmoid_bias_mode: str = option(
+        "neg_log_n",
+        "bias of sigmoid attention: neg_log_n, zero or learned",
+        choices=SIGMOID_BIASES,
+        needs=WITH_SIGMOID,
+    )
+    ste_sigmoid: bool = option(False, "straight-through backward for sigmoid attention", needs=WITH_SIGMOID)
+    ste_gelu: bool = option(False, "a surrogate derivative for GELU, straight-through by default")
+    gelu_surrogate: str = option(
+        "identity",
+        "derivative in GELU's place with ste_gelu: " + ", ".join(GELU_SURROGATES),
+        choices=GELU_SURROGATES,
+        needs=("has no effect without ste_gelu=True", lambda config: config.ste_gelu),
+    )
+    freeze_emb: bool = option(False, "do not train token and position embeddings")
+    ln_mode: str = option(
+        "bp",
+        "backward rule of LayerNorm: " + ", ".join(LAYER_NORMS[:-1]) + "; none: no normalisation",
+        choices=LAYER_NORMS,
+    )
+    fuse_attn_local: bool = option(
+        False, "softmax and value mixing in one op (no attention dropout)", needs=WITH_SOFTMAX
+    )
+    mlp_topk: int = option(
+        0,
+        "k-WTA on the MLP's hidden activation; 0 = off",
+        minimum=0,
+        maximum=lambda config: 4 * config.n_embd,
+    )
+    resid_topk: int = option(
+        0, "k-WTA on the block's output; 0 = off", minimum=0, maximum=lambda config: config.n_embd
+    )
+    vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off", minimum=0)
+    vq_shared: bool = option(True, "one codebook for all blocks", needs=WITH_CODES)
+    vq_init: str = option(
+        "random",
+        "frozen codes: random directions, or kmeans: a run fits them to its stream",
+        choices=CODEBOOKS,
+        needs=WITH_CODES,
+    )
+    subspace_rank: int = option(
+        0,
+        "rank of a frozen subspace at each block's end; 0 = off",
+        minimum=0,
+        maximum=lambda config: config.n_embd,
+    )
+    subspace_mode: str = option(
+        "project",
+        "project the stream, or constrain what attention and MLP write and spare the embeddings",
+        choices=SUBSPACES,
+        needs=("has no effect without subspace_rank", lambda config: config.subspace_rank > 0),
+    )
+    bottleneck_at: str = option(
+        "",
+        "blocks with a bottleneck at their end, such as 0,2; empty = all",
+        needs=(
+            (
+                "has no effect without resid_topk, vq_codes or subspace_rank",
+                lambda config: config.narrows_stream,
+            ),
+            (
+                "has no effect with subspace_mode='constrain', which needs every block",
+                lambda config: config.subspace_mode == "project",
+            ),
+        ),
+    )
+    gated_blocks: bool = option(False, "a learned scalar gate per block and sublayer")
+    gate_start: float = option(
+        1.0,
+        "where the gates start; 0 is ReZero's",
+        within="(-inf, inf)",
+        needs=("has no effect without gated_blocks=True", lambda config: config.gated_blocks),
+    )
+    dfa_granularity: str = option(
+        "layer",
+        "where the output's error comes in: at every " + ", ".join(GRANULARITIES),
+        choices=GRANULARITIES,
+    )
+    dfa_norm: bool = option(
+        False,
+        "between (sub)layers, let it in through the derivative of a LayerNorm",
+        needs=BETWEEN_LAYERS,
+    )
+    dfa_inside: str = option(
+        "bp",
+        "rule of the layers between these points: bp; grape: fa aligned by probes; kp: Kolen-Pollack "
+        "aligned by Kaczmarz steps; their feedback starts as the points' does",
+        choices=INSIDE_RULES,
+        needs=BETWEEN_LAYERS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = f"must be divisible by n_head={self.n_head}"
+        require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
+        if RULES[self.method].error != "output":
+            users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
+            allowed = f"has no effect with method={self.method!r}; needs method {users}"
+            require(self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
+        self._check_blocks()
+        # The narrowest layer input is n_embd wide.
+        require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
+
+    def _check_blocks(self) -> None:
+        at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
+        parts = at.split(",") if at else []
+        require(all(part.isdecimal() for part in parts), "bottleneck_at", at, allowed)
+        numbers = sorted({int(part) for part in parts})
+        # One way to write each choice: another spelling would be another run with the same result.
+        canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)
+        require(canonical, "bottleneck_at", at, allowed)
+        every = len(numbers) == self.n_layer
+        require(not every, "bottleneck_at", at, "are all blocks, which is written as ''")
+
+    @property
+    def rule(self) -> RuleOptions:
+        """The rule of ``method`` with its own options and nothing else."""
+        return RuleOptions(**{item.name: getattr(self, item.name) for item in fields(RuleOptions)})
+
+    @property
+    def inside_rule(self) -> RuleOptions:
+        """The rule of the linear layers inside the blocks.
+
+        That is `rule`, unless direct feedback comes in between (sub)layers only: then it is what
+        ``dfa_inside`` names, whose feedback starts as that of the points does.
+        """
+        if self.dfa_granularity == "layer":
+            return self.rule
+        options = INSIDE_RULES[self.dfa_inside]
+        method = options.get("method", RuleOptions.method)
+        starts = {name: getattr(self, name) for name in START_OPTIONS & RULES[method].uses}
+        return RuleOptions(**options, **starts)
+
+    @property
+    def narrows_stream(self) -> bool:
+        """Whether the residual stream has a bottleneck at the end of some block."""
+        return self.resid_topk > 0 or self.vq_codes > 0 or self.subspace_rank > 0
+
+    def has_bottleneck(self, block: int) -> bool:
+        """Return whether what narrows the stream stands at the end of ``block``, counted from 0."""
+        return not self.bottleneck_at or str(block) in self.bottleneck_at.split(",")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every backward pass is the true derivative: backpropagation without surrogates."""
+        skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0
+        return self.method == "bp" and not skips and self.ln_mode in ("bp", "projected", "none")

@@ -1,0 +1,74 @@
+"""The configuration of a run, and what it and that of its model do not allow together."""
+
+from dataclasses import dataclass
+
+from localgpt_core.common.validation import check_needs, check_values, option, require
+from localgpt_core.config.model import LocalGPTConfig
+
+__all__ = ["CODEBOOK_BATCHES", "TrainConfig", "check_run"]
+
+PRECISIONS = ("float64", "float32", "bfloat16")
+
+CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained: AdamW, linear warm-up, cosine decay, clipping, fixed validation.
+
+    Each field's meaning is in its metadata and in ``localgpt train --help``. Everything here can change the
+    result; where and how fast a run goes (device, threads) is not here.
+
+    Raises:
+        ValueError: Naming the field, the value and what is allowed.
+    """
+
+    seed: int = option(1, "seed of weights, feedback, batches, dropout and probes", minimum=0)
+    steps: int = option(5000, "training steps", minimum=1)
+    batch_size: int = option(64, "sequences per step", minimum=1)
+    lr: float = option(1e-3, "peak learning rate", within="(0, inf)")
+    min_lr_ratio: float = option(0.1, "final learning rate over the peak", within="[0, 1]")
+    warmup: int = option(100, "steps of linear warm-up", minimum=0)
+    beta1: float = option(0.9, "AdamW's first moment decay", within="[0, 1)")
+    beta2: float = option(0.99, "AdamW's second moment decay", within="[0, 1)")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only", within="[0, inf)")
+    grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping", within="[0, inf)")
+    eval_interval: int = option(250, "steps between evaluations on the whole validation split", minimum=1)
+    freeze_body: bool = option(False, "control: train embeddings and head only")
+    anchor_interval: int = option(
+        0,
+        "every how many steps one is backpropagation (an anchor); 0 = never",
+        minimum=0,
+        maximum=lambda config: config.steps,
+    )
+    vq_start: int = option(
+        0,
+        "steps before the codebook is in use (and, with kmeans, fitted)",
+        minimum=0,
+        maximum=lambda config: config.steps - 1,
+    )
+    precision: str = option(
+        "float32", "float32, bfloat16 (autocast) or float64 (parameters)", choices=PRECISIONS
+    )
+    compile: bool = option(False, "torch.compile the model")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_needs(self)
+
+
+def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
+    """Raise ``ValueError`` for what either configuration allows and both together do not.
+
+    These are anchor steps of a model whose every step is exact, a late start of no codebook, and more codes
+    than the tokens that they would be fitted to.
+    """
+    anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
+    require(not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
+    allowed = "has no effect without vq_codes"
+    require(not train.vq_start or model.vq_codes > 0, "vq_start", train.vq_start, allowed)
+    if model.vq_init == "kmeans":
+        tokens = CODEBOOK_BATCHES * train.batch_size * model.block_size
+        streams = sum(map(model.has_bottleneck, range(model.n_layer))) if model.vq_shared else 1
+        allowed = f"k-means has {tokens * streams} tokens to fit them to, and needs as many as codes"
+        require(model.vq_codes <= tokens * streams, "vq_codes", model.vq_codes, allowed)

@@ -1,0 +1,21 @@
+"""The rules in other people's modules.
+
+Which linear layers of a module can be replaced, what takes their place, and how the output's error reaches
+layers that know nothing of taps. A conversion keeps parameters and values, and can be undone. It needs
+nothing of the GPT.
+"""
+
+from localgpt_core.convert.layers import ConvertedLinear, choose, output_width, replacement, why_nothing
+from localgpt_core.convert.localize import Localized, localize
+from localgpt_core.convert.taps import Taps
+
+__all__ = [
+    "ConvertedLinear",
+    "Localized",
+    "Taps",
+    "choose",
+    "localize",
+    "output_width",
+    "replacement",
+    "why_nothing",
+]

@@ -1,0 +1,143 @@
+"""Which layers of a foreign module can learn by a rule, and what takes their place.
+
+The new layers hold the very Parameter objects of the old ones. transformers' ``Conv1D`` keeps its weight as
+(in x out); its replacement does too and hands the transpose to the autograd Function.
+"""
+
+import sys
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from localgpt_core.common.validation import require
+from localgpt_core.convert.taps import Taps
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.rules import RuleOptions
+
+__all__ = ["ConvertedLinear", "choose", "output_width", "replacement", "why_nothing"]
+
+FILTERED = "left out by the filter"
+UNCALLED = "nn.MultiheadAttention uses its weight without calling it"
+OWN_FORWARD = "has a forward pass of its own"
+NO_WEIGHT = "its weight is computed from other parameters, or not there yet"
+
+
+class ConvertedLinear(LocalLinear):
+    """A `LocalLinear` in the place of ``original``: its parameters, hooks, mode and attributes are shared."""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        name: str,
+        options: RuleOptions,
+        key: tuple[int | str, ...],
+        taps: Taps,
+        is_output: bool,
+        error_features: int | None,
+    ) -> None:
+        # Not nn.Linear.__init__: it would allocate a weight and draw it from the global random state.
+        vars(self).update(vars(original))
+        vars(self).pop("_compiled_call_impl", None)
+        self._buffers = dict(original._buffers)
+        self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
+        self.place, self.taps = name, taps
+        self.out_features, self.in_features = self.matrix.shape
+        self._take_rule(options, is_output, error_features)
+        if self.rule.buffer_name is not None:
+            self.register_buffer(self.rule.buffer_name, None)
+            self.reset_feedback(*key)
+
+    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Return y (..., out) for x (..., in); without ``taps`` the conversion's own are used."""
+        if taps is not None:
+            return super().forward(x, taps)
+        own: list[Tensor] = []
+        y = super().forward(x, own)
+        if own:
+            self.taps.add(self.place, y, own)
+        return self.taps.publish(y) if self.is_output and y.requires_grad else y
+
+
+class ConvertedConv1D(ConvertedLinear):
+    """In the place of transformers' ``Conv1D``, whose weight is (in x out)."""
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        return tensor.T
+
+
+def _linear_kinds() -> dict[type[nn.Module], type[ConvertedLinear]]:
+    """Return what can be replaced by what. Where transformers is not imported, nobody has a Conv1D."""
+    kinds: dict[type[nn.Module], type[ConvertedLinear]] = {nn.Linear: ConvertedLinear}
+    utils = sys.modules.get("transformers.pytorch_utils")
+    if utils is not None:
+        kinds[utils.Conv1D] = ConvertedConv1D
+    return kinds
+
+
+def _linear_kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in _linear_kinds() if isinstance(module, kind)), None)
+
+
+def replacement(layer: nn.Module) -> type[ConvertedLinear]:
+    """Return the class that takes the place of a layer that can be replaced."""
+    return _linear_kinds()[_linear_kind(layer)]
+
+
+def output_width(layer: nn.Module) -> int:
+    """Return the width of the output of a layer that can be replaced."""
+    return layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1]
+
+
+def _obstacle(name: str, child: nn.Module, attentions: list[str]) -> str | None:
+    """Return why a linear layer cannot be replaced; None if it can."""
+    if any(name.startswith(attention) for attention in attentions):
+        return UNCALLED
+    # Subclasses that only carry another name, such as NonDynamicallyQuantizableLinear, do no harm.
+    if type(child).forward is not _linear_kind(child).forward or "forward" in vars(child):
+        return OWN_FORWARD
+    weight = child._parameters.get("weight")
+    return NO_WEIGHT if weight is None or isinstance(weight, UninitializedParameter) else None
+
+
+def choose(
+    module: nn.Module, filter: Callable[[str, nn.Module], bool] | None
+) -> tuple[dict[nn.Module, list[str]], dict[str, str]]:
+    """Return the layers to replace with their names, and what stays exact with the reason."""
+    every: dict[nn.Module, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        every.setdefault(child, []).append(name)
+    attentions = [
+        f"{name}."
+        for child, names in every.items()
+        if isinstance(child, nn.MultiheadAttention)
+        for name in names
+    ]
+    chosen: dict[nn.Module, list[str]] = {}
+    exact: dict[str, str] = {}
+    for child, names in every.items():
+        wanted = child is not module and (filter is None or any(filter(name, child) for name in names))
+        if isinstance(child, LocalLinear):
+            allowed = f"is a LocalLinear with method={child.rule.options.method!r} already: restore it first"
+            require(not wanted, "layer", names[0], f"{allowed}, or leave it out by filter")
+        elif _linear_kind(child) is None:
+            if not isinstance(child, nn.Embedding | nn.EmbeddingBag):
+                own = [name for name, p in child.named_parameters(recurse=False) if p.ndim > 1]
+                words = f"a parameter that {type(child).__name__} uses itself"
+                exact |= {f"{names[0]}.{name}".lstrip("."): words for name in own}
+        else:
+            obstacles = [_obstacle(name, child, attentions) for name in names]
+            obstacle = next((words for words in obstacles if words), None if wanted else FILTERED)
+            if obstacle is None:
+                chosen[child] = names
+            else:
+                exact |= dict.fromkeys(names, obstacle)
+    return chosen, exact
+
+
+def why_nothing(module: nn.Module, exact: dict[str, str]) -> str:
+    """Return why nothing of ``module`` can be replaced, given what `choose` left exact."""
+    if _linear_kind(module) is not None:
+        return "a layer is replaced in the module that holds it: give that one"
+    reasons = "; ".join(f"{name} {words}" for name, words in exact.items())
+    return "holds no linear layer that could be replaced" + (f": {reasons}" if reasons else "")

@@ -1,0 +1,182 @@
+r"""Localize: any torch module learns by a rule, its linear layers replaced in place.
+
+    forward    unchanged, bit for bit
+    backward   grad_input = error @ feedback at every replaced layer      (`localgpt_core.layers.linear`)
+
+The new layers share the parameters of the old ones (`localgpt_core.convert.layers`): optimisers, tied
+weights, hooks and the keys of the state_dict stay valid, and the feedback comes as buffers beside them.
+
+Beyond the reach of a conversion is a weight that a module uses without calling the layer that holds it.
+`Localized.exact` lists what is left as it was, and why.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+from torch import Tensor, nn
+
+from localgpt_core.common.validation import require, require_choice
+from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
+from localgpt_core.convert.taps import Taps
+from localgpt_core.layers.between_steps import align, mirror, mirrored
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.rules import RULES, RuleOptions
+
+__all__ = ["Localized", "localize"]
+
+
+@dataclass(frozen=True, eq=False)
+class Localized:
+    """What `localize` has done to a module.
+
+    Attributes:
+        module: The module.
+        options: The rule and its feedback.
+        layers: The new layers by name; a layer with two names is there twice.
+        exact: What stays as it was, by name, and why: linear layers, and matrices that a module uses itself.
+        originals: The replaced layers, by name.
+    """
+
+    module: nn.Module
+    options: RuleOptions
+    layers: dict[str, LocalLinear]
+    exact: dict[str, str]
+    originals: dict[str, nn.Module]
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names of the replaced layers."""
+        return tuple(self.layers)
+
+    def align_feedback(self, *key: int | str) -> None:
+        """Let the rule move its feedback: once per training step, before the forward pass.
+
+        Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only.
+        """
+        align(self._places(), *key)
+
+    def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield each trained weight with the feedback that takes the same steps (Kolen-Pollack).
+
+        Give the feedback to the optimiser, in the group of its weight, and call `mirror_gradients` before
+        every step.
+        """
+        return mirrored(self._places())
+
+    def mirror_gradients(self) -> None:
+        """Hand the gradient of each weight to its feedback: after clipping, before the optimiser's step."""
+        mirror(self._places())
+
+    def _places(self) -> list[LocalLinear]:
+        return list(dict.fromkeys(self.layers.values()))
+
+    def restore(self) -> None:
+        """Put the original layers back, with the parameters and in the mode that the new ones have now."""
+        for name, layer in self.layers.items():
+            parent, attribute = _place(self.module, name)
+            if getattr(parent, attribute) is layer:
+                self.originals[name].training = layer.training
+                setattr(parent, attribute, self.originals[name])
+
+    def describe(self) -> str:
+        """Return a table of what was changed and of what stays exact."""
+        changed = [
+            (name, f"{layer.in_features} -> {layer.out_features}" + ", the output" * layer.is_output)
+            for name, layer in self.layers.items()
+        ]
+        width = max(len(name) for name in [*self.layers, *self.exact])
+        lines = [f"method={self.options.method!r}: {len(changed)} layers changed, {len(self.exact)} exact"]
+        for title, rows in (("changed", changed), ("exact", self.exact.items())):
+            lines += [title, *(f"  {name:<{width}}  {words}" for name, words in rows)] if rows else []
+        return "\n".join(lines)
+
+    __str__ = describe
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    parent, _, attribute = name.rpartition(".")
+    return module.get_submodule(parent), attribute
+
+
+def localize(
+    module: nn.Module,
+    options: RuleOptions | None = None,
+    *,
+    method: str | None = None,
+    filter: Callable[[str, nn.Module], bool] | None = None,
+    output: str | None = None,
+    seed: int = 0,
+    **rule_options: object,
+) -> Localized:
+    """Replace the linear layers of ``module``, in place, by layers that learn by a rule.
+
+    These are ``nn.Linear`` and transformers' ``Conv1D``. Values of the forward pass, parameters and torch's
+    random state stay as they are. Create the optimiser before or after; under Kolen-Pollack, after.
+
+    Args:
+        module: Any module that holds linear layers.
+        options: The rule and its feedback.
+        method: Name of the rule, instead of ``options``.
+        filter: Called with the name of a layer and the layer; only where it returns true, the layer is
+            replaced. One with several names is replaced if it is for any of them. Default: all.
+        output: Name of the layer whose output is the network's, called once in a forward pass. It learns from
+            its exact local gradient, which is the output's error. A rule that uses the output's error needs
+            it, and every replaced layer must then work on the tokens of the output: ``x`` (..., in), logits
+            (..., V), with equal leading dimensions.
+        seed: Seed of the feedback, unless ``feedback_seed`` is given.
+        rule_options: Further fields of `RuleOptions`, beside ``method``.
+
+    Raises:
+        ValueError: For an unknown name, if nothing is left to replace or it was replaced before, for a rule
+            that lacks its output layer, and for one that aligns to the network's Jacobian.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+        >>> print(localize(network, method="dfa", output="2"))
+        method='dfa': 2 layers changed, 0 exact
+        changed
+          0  3 -> 5
+          2  5 -> 2, the output
+    """
+    options = _options(options, method, rule_options)
+    rule = RULES[options.method](options)
+    allowed = "needs a forward pass of the whole network in forward mode, which only LocalGPT offers"
+    require(rule.aligns != "network", "fa_grape", options.fa_grape, f"method={options.method!r} {allowed}")
+    chosen, exact = choose(module, filter)
+    names = list(dict.fromkeys(name for found in chosen.values() for name in found))
+    require(bool(names), "module", type(module).__name__, why_nothing(module, exact))
+    if output is not None:
+        require_choice("output", output, names)
+    allowed = f"method={options.method!r} needs the name of the output layer: one of " + ", ".join(names)
+    require(output is not None or rule.error != "output", "output", output, allowed)
+
+    taps = Taps()
+    error_features = None
+    if output is not None:
+        error_features = output_width(module.get_submodule(output))
+    layers: dict[str, LocalLinear] = {}
+    originals: dict[str, nn.Module] = {}
+    for original, found in chosen.items():
+        key = seed if options.feedback_seed is None else options.feedback_seed, "localize", found[0]
+        is_output = output in found
+        layer = replacement(original)(original, found[0], options, key, taps, is_output, error_features)
+        for name in found:
+            layers[name], originals[name] = layer, original
+    for name, layer in layers.items():
+        parent, attribute = _place(module, name)
+        setattr(parent, attribute, layer)
+    localized = Localized(module, options, layers, exact, originals)
+    for step in range(options.fa_grape_start):
+        localized.align_feedback(seed, "start", step)
+    return localized
+
+
+def _options(options: RuleOptions | None, method: str | None, others: dict[str, object]) -> RuleOptions:
+    given = {**({} if method is None else {"method": method}), **others}
+    if options is not None:
+        require(not given, "options", options, "allowed are options or their fields by name, not both")
+        return options
+    require(method is not None, "method", method, "allowed are " + ", ".join(map(repr, RULES)))
+    for name in given:
+        require_choice("option", name, [item.name for item in fields(RuleOptions)])
+    return RuleOptions(**given)

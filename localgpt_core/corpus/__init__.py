@@ -1,0 +1,29 @@
+"""Texts, as integers.
+
+Where they come from, their alphabet, the split, the batches as a pure function of corpus, seed and step,
+and the n-gram floors that counting achieves. No model is known here.
+"""
+
+from localgpt_core.corpus.batches import batch, windows
+from localgpt_core.corpus.corpus import SHA256, Corpus, cache_folder, load_corpus
+from localgpt_core.corpus.ngrams import floors, witten_bell
+from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, line_agreement, parse_play, read_plays
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode
+
+__all__ = [
+    "Corpus",
+    "SHA256",
+    "SHAKESPEARE_PLAYS",
+    "SHAKESPEARE_VOCABULARY",
+    "batch",
+    "cache_folder",
+    "decode",
+    "encode",
+    "floors",
+    "line_agreement",
+    "load_corpus",
+    "parse_play",
+    "read_plays",
+    "windows",
+    "witten_bell",
+]

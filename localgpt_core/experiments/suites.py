@@ -1,0 +1,167 @@
+"""Suites: which runs a chapter rests on, as data.
+
+A suite is a TOML file:
+
+    question = "Does the body learn under feedback alignment?"
+    preset = "cpu"
+    seeds = [1, 2, 3]
+    corpus = "shakespeare"              # optional
+    diagnose_every = 200                # optional: steps between comparisons with the exact gradient
+    model = { attn_mode = "softmax" }   # optional, for every arm; so is train
+
+    [arms.fa]
+    label = "feedback alignment"
+    model = { method = "fa" }
+    train = { lr = 3e-3 }
+    seeds = [1]                         # optional, instead of the suite's; so is diagnose_every
+
+Unknown keys are errors. A run is identified by its content: one that another suite has recorded is not made
+again.
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localgpt_core.common.validation import require, require_choice, require_integer
+from localgpt_core.config import PRESETS
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.specs import RunSpec, resolve_spec
+
+__all__ = ["Arm", "PlannedRun", "Suite", "read_suite"]
+
+SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
+ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a suite: a name, a label for people, and what differs from the preset."""
+
+    name: str
+    label: str
+    model: dict[str, Any]
+    train: dict[str, Any]
+    seeds: tuple[int, ...]
+    diagnose_every: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a suite: an arm with one of its seeds."""
+
+    arm: Arm
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of arms that answers a question."""
+
+    name: str
+    path: Path
+    question: str
+    preset: str
+    corpus: str
+    arms: tuple[Arm, ...]
+
+    def plan(self, corpus: Corpus, preset: str | None = None) -> list[PlannedRun]:
+        """Return the runs, seed by seed, so that a suite that is stopped has whole comparisons.
+
+        ``preset`` replaces the suite's own.
+
+        Raises:
+            ValueError: For an unknown preset or field, or a value that the configuration refuses.
+        """
+        seeds = dict.fromkeys(seed for arm in self.arms for seed in arm.seeds)
+        planned = []
+        for seed in seeds:
+            for arm in self.arms:
+                if seed in arm.seeds:
+                    train = {**arm.train, "seed": seed}
+                    try:
+                        spec = resolve_spec(preset or self.preset, arm.model, train, corpus)
+                    except ValueError as error:
+                        raise ValueError(f"suite {self.path}, arm {arm.name!r}: {error}") from None
+                    planned.append(PlannedRun(arm, spec))
+        return planned
+
+
+def read_suite(path: str | os.PathLike[str]) -> Suite:
+    """Return the suite in a TOML file.
+
+    Raises:
+        ValueError: If the file is missing or no TOML, or has an unknown key or a value of a wrong kind.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"suite {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"suite {path} is not TOML: {error}") from None
+    where = f"suite {path}: key"
+    _require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
+    require_choice(f"suite {path}: preset", content["preset"], PRESETS)
+    model, train = _overrides(f"suite {path}", content)
+    for key in ("question", "corpus"):
+        value = content.get(key, "")
+        require(isinstance(value, str), f"suite {path}: {key}", value, "must be a string")
+    arms = []
+    require(isinstance(content["arms"], dict) and content["arms"], where, "arms", "must be a table of arms")
+    for name, arm in content["arms"].items():
+        _require_keys(f"suite {path}, arm {name!r}: key", arm, ARM_KEYS, set())
+        own_model, own_train = _overrides(f"suite {path}, arm {name!r}", arm)
+        label = arm.get("label", name)
+        require(isinstance(label, str), f"suite {path}, arm {name!r}: label", label, "must be a string")
+        arms.append(
+            Arm(
+                name=name,
+                label=label,
+                model={**model, **own_model},
+                train={**train, **own_train},
+                seeds=_seeds(path, arm.get("seeds", content["seeds"])),
+                diagnose_every=_diagnose_every(
+                    path, arm.get("diagnose_every", content.get("diagnose_every", 0))
+                ),
+            )
+        )
+    return Suite(
+        name=path.stem,
+        path=path,
+        question=content["question"],
+        preset=content["preset"],
+        corpus=content.get("corpus", "shakespeare"),
+        arms=tuple(arms),
+    )
+
+
+def _require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
+    require(isinstance(found, dict), where, found, "must be a table")
+    for key in found:
+        require(key in allowed, where, key, "allowed are " + ", ".join(sorted(allowed)))
+    for key in sorted(needed):
+        require(key in found, where, key, "is missing")
+
+
+def _overrides(where: str, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tables model and train of a suite or an arm."""
+    tables = found.get("model", {}), found.get("train", {})
+    for name, values in zip(("model", "train"), tables, strict=True):
+        require(isinstance(values, dict), f"{where}: {name}", values, "must be a table")
+    require("seed" not in tables[1], f"{where}: key", "seed", "belongs into seeds, not into train")
+    return tables
+
+
+def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
+    valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    require(bool(valid), f"suite {path}: seeds", seeds, "must be a list of integers of at least 0")
+    require(len(set(seeds)) == len(seeds), f"suite {path}: seeds", seeds, "must not repeat")
+    return tuple(seeds)
+
+
+def _diagnose_every(path: Path, value: Any) -> int:
+    require_integer(f"suite {path}: diagnose_every", value, 0)
+    return value

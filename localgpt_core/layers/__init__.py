@@ -1,0 +1,69 @@
+"""Operations with a backward pass of their own.
+
+The linear layer with the one autograd Function behind every rule, feedback points, local derivatives,
+bottlenecks, and what moves between the steps of a network that holds feedback. Each is chosen at
+construction and works without the GPT.
+"""
+
+from localgpt_core.layers.between_steps import align, feedback_places, mirror, mirrored
+from localgpt_core.layers.bottlenecks import (
+    FrozenSubspace,
+    HardTopK,
+    TopK,
+    VQResidualDir,
+    keep_winners,
+    quantised,
+)
+from localgpt_core.layers.feedback_points import FeedbackPoint
+from localgpt_core.layers.kmeans import spherical_kmeans
+from localgpt_core.layers.linear import LocalLinear, LocalLinearFunction, publish_error
+from localgpt_core.layers.norms import (
+    EPS,
+    FixedNorm,
+    LayerNormProjectedSurrogate,
+    LayerNormSTE,
+    normalise,
+    normalise_backward,
+)
+from localgpt_core.layers.surrogates import (
+    GELUSTE,
+    FusedValueMix,
+    GELUStepSurrogate,
+    SigmoidSTE,
+    SoftmaxValueMixLocalFn,
+    StraightThrough,
+    SurrogateGELU,
+    SurrogateSigmoid,
+)
+
+__all__ = [
+    "EPS",
+    "FeedbackPoint",
+    "FixedNorm",
+    "FrozenSubspace",
+    "FusedValueMix",
+    "GELUSTE",
+    "GELUStepSurrogate",
+    "HardTopK",
+    "LayerNormProjectedSurrogate",
+    "LayerNormSTE",
+    "LocalLinear",
+    "LocalLinearFunction",
+    "SigmoidSTE",
+    "SoftmaxValueMixLocalFn",
+    "StraightThrough",
+    "SurrogateGELU",
+    "SurrogateSigmoid",
+    "TopK",
+    "VQResidualDir",
+    "align",
+    "feedback_places",
+    "keep_winners",
+    "mirror",
+    "mirrored",
+    "normalise",
+    "normalise_backward",
+    "publish_error",
+    "quantised",
+    "spherical_kmeans",
+]

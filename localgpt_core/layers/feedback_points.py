@@ -1,0 +1,101 @@
+r"""A feedback point: direct feedback between blocks instead of at every linear layer.
+
+    forward    y      = x                                     (..., C)
+    backward   grad_x = e @ B                                 (..., V) @ (V, C)
+    with norm  grad_x = (v - mean v - z mean(v z)) / sigma    v = e @ B, z the normalised x
+
+What lies between two such points is trained by its own exact backward pass, started with grad_x. This is the
+macro and micro form of Launay et al. 2020, whose blocks end with a LayerNorm: the error entered them through
+its derivative. In a stream that is normalised only inside the blocks, nothing else keeps e @ B from having a
+component along x, which lets the stream grow without end although the loss does not depend on its length.
+``norm`` puts that derivative, and nothing of the forward pass, at the point. It needs no weight and nothing
+but the token's own values.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from localgpt_core.common.validation import require, require_integer
+from localgpt_core.layers.norms import EPS, normalise, normalise_backward
+from localgpt_core.rules import RULES, LearningRule, RuleOptions
+from localgpt_core.rules.feedback import HoldsFeedback
+
+__all__ = ["FeedbackPoint"]
+
+
+class _FeedbackPointFunction(torch.autograd.Function):
+    """``apply(x, buffer, rule, tap_features, norm) -> (x, tap)``; the gradient of x comes from the tap."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, buffer: Tensor, rule: LearningRule, tap_features: int, norm: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.rule = rule
+        ctx.save_for_backward(buffer, *(normalise(x) if norm else ()))
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
+        if tap_error is None:
+            raise RuntimeError("no error reached this feedback point's tap: give it to publish_error")
+        buffer, *normalised = ctx.saved_tensors
+        grad_input = tap_error @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
+        if normalised:
+            grad_input = normalise_backward(grad_input, *normalised)
+        return grad_input, None, None, None, None
+
+
+class FeedbackPoint(HoldsFeedback, nn.Module):
+    """A place in the residual stream where the output's error comes in: what arrives from above is dropped.
+
+    Args:
+        width: Width C of the stream.
+        error_features: Width V of the network's output.
+        options: A rule that uses the output's error, and its feedback.
+        norm: Whether the error passes the derivative of a LayerNorm on its way in.
+
+    Raises:
+        ValueError: For a rule with a local error, or one that aligns to a layer's weight.
+    """
+
+    is_output = False
+
+    def __init__(self, width: int, error_features: int, options: RuleOptions, norm: bool = False) -> None:
+        super().__init__()
+        require_integer("width", width, 1)
+        require_integer("error_features", error_features, 1)
+        self.rule = RULES[options.method](options)
+        allowed = "must be a rule that uses the output's error, and align to no layer"
+        require(
+            self.rule.error == "output" and self.rule.aligns != "layer", "method", options.method, allowed
+        )
+        self.width, self.tap_features, self.norm = width, error_features, norm
+        self.register_buffer("_like", torch.empty(0, width), persistent=False)
+        self._register_feedback(options)
+
+    @property
+    def feedback_like(self) -> Tensor:
+        """An empty tensor of the stream's width: a point has no weight."""
+        return self._like
+
+    def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
+        if self.exact or not torch.is_grad_enabled():
+            return x
+        y, tap = _FeedbackPointFunction.apply(x, self.buffer, self.rule, self.tap_features, self.norm)
+        taps.append(tap)
+        return y
+
+    def disturbed(self, x: Tensor, disturb: Callable[[Tensor], Tensor]) -> Tensor:
+        """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
+        if not self.norm:
+            return disturb(x)
+        sigma = x.var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt().detach()
+        return disturb(x / sigma) * sigma
+
+    def extra_repr(self) -> str:
+        """Return what ``print(point)`` shows: the width and the rule."""
+        return f"{self.width}, method={self.rule.options.method!r}, norm={self.norm}"

@@ -1,0 +1,200 @@
+r"""LocalLinear: a linear layer that chooses how it learns, and the one autograd Function behind it.
+
+Shapes: x (..., in), W (out x in), y = x W^T + b (..., out), feedback F (error_features x in).
+
+    forward    y           = x @ W^T + b                     (N, in) @ (in, out)
+    backward   grad_weight = grad_output^T @ x               (out, N) @ (N, in)
+               grad_bias   = sum over N of grad_output
+               grad_input  = error @ F                       (N, error_features) @ (error_features, in)
+
+What error and F are is the rule's business (`localgpt_core.rules`). A rule that does not read the weight in
+the backward pass does not have it there: it is not saved, and no product with it is computed.
+
+**How the output's error reaches a layer.** A layer whose rule uses it returns, beside y, a *tap*: a tensor of
+zeros of shape (..., V) that takes no memory (stride 0). `publish_error` joins the taps to the logits. Its
+backward hands the gradient of the logits, which is the error e, to every tap, and autograd delivers it to the
+layers, which turn it into e @ F when their own turn comes. No hooks, no global state, no second backward
+pass; checkpointing and torch.compile see an ordinary graph.
+
+The rejected alternative adds sum(x * (e @ F)) with its value cancelled to the loss: it needs e in closed form
+and keeps every e @ F alive at the same time. A test proves the two equal.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.validation import require, require_integer
+from localgpt_core.rules import RULES, LearningRule, RuleOptions
+from localgpt_core.rules.feedback import HoldsFeedback
+
+__all__ = ["LocalLinear", "LocalLinearFunction", "publish_error"]
+
+
+class LocalLinearFunction(torch.autograd.Function):
+    """``apply(x, weight, bias, buffer, rule, tap_features) -> (y, tap)``; tap is None for a local error.
+
+    All tokens are rows here: x (N, in), y (N, out), tap (N, tap_features).
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        buffer: Tensor | None,
+        rule: LearningRule,
+        tap_features: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return y, and a tap if ``tap_features`` is given."""
+        ctx.rule = rule
+        ctx.has_tap = tap_features is not None
+        ctx.save_for_backward(x, None if rule.transports == "nothing" else weight, buffer)
+        ctx.set_materialize_grads(False)
+        tap = x.new_zeros(()).expand(len(x), tap_features) if ctx.has_tap else None
+        return functional.linear(x, weight, bias), tap
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of (x, weight, bias)."""
+        x, weight, buffer = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            error = tap_error if ctx.has_tap else grad_output
+            if error is None:
+                raise RuntimeError("no error reached this layer's tap: give it to publish_error")
+            grad_input = error @ ctx.rule.feedback(weight, buffer).to(error.dtype)
+        if grad_output is not None:
+            if ctx.needs_input_grad[1]:
+                grad_weight = grad_output.T @ x
+            if ctx.needs_input_grad[2]:
+                grad_bias = grad_output.sum(dim=0)
+        return grad_input, grad_weight, grad_bias, None, None, None
+
+
+class _PublishError(torch.autograd.Function):
+    """Identity on the logits whose backward gives their gradient to every tap as well."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, *taps: Tensor) -> Tensor:
+        ctx.n_taps = len(taps)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx, error: Tensor) -> tuple[Tensor, ...]:
+        return (error,) * (1 + ctx.n_taps)
+
+
+def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
+    """Return ``logits`` unchanged; in the backward pass their gradient e also reaches every tap.
+
+    ``logits`` has shape (..., V), and so has each tap that `LocalLinear` left in ``taps``.
+
+    Raises:
+        ValueError: If a tap and the logits differ in shape.
+    """
+    for tap in taps:
+        require(tap.shape == logits.shape, "tap.shape", tuple(tap.shape), f"must be {tuple(logits.shape)}")
+    return _PublishError.apply(logits, *taps) if taps else logits
+
+
+class LocalLinear(HoldsFeedback, nn.Linear):
+    """A linear layer ``y = x W^T + b`` whose backward pass follows a selectable learning rule.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether to add a bias.
+        options: The rule and its feedback; a `LocalGPTConfig` is one too. Default: backpropagation.
+        is_output: Whether this layer's output is the network's output. Its own gradient then is the output
+            error, under every rule.
+        error_features: Width V of the network's output, for a rule that uses the output's error. Such a
+            layer must be called with ``taps``.
+        device: Where the parameters live.
+        dtype: Their floating-point type.
+
+    The feedback, if the rule has one, is a buffer: ``feedback_weight`` (a matrix) or ``feedback_scale``.
+
+    Raises:
+        ValueError: If the rule uses the output's error and ``error_features`` is missing.
+
+    Example:
+        >>> layer = LocalLinear(3, 2, options=RuleOptions(method="fa"))
+        >>> x = torch.ones(4, 3, requires_grad=True)
+        >>> layer(x).sum().backward()
+        >>> torch.equal(x.grad, torch.ones(4, 2) @ layer.feedback_weight)
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        options: RuleOptions | None = None,
+        *,
+        is_output: bool = False,
+        error_features: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        require_integer("in_features", in_features, 1)
+        require_integer("out_features", out_features, 1)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        options = options or RuleOptions()
+        self._take_rule(options, is_output, error_features)
+        self._register_feedback(options)
+
+    def _take_rule(self, options: RuleOptions, is_output: bool, error_features: int | None) -> None:
+        self.rule = RULES[options.method](options)
+        self.is_output = is_output
+        uses_output_error = self.rule.error == "output" and not is_output
+        allowed = f"method={options.method!r} needs the width of the network's output, or is_output=True"
+        require(
+            error_features is not None or not uses_output_error, "error_features", error_features, allowed
+        )
+        self.tap_features = error_features if uses_output_error else None
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
+        return tensor
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix (out x in), however the layer keeps it."""
+        return self.oriented(self.weight)
+
+    @property
+    def feedback_like(self) -> Tensor:
+        """The weight as a matrix."""
+        return self.matrix
+
+    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Return y (..., out) for x (..., in).
+
+        Under a rule that uses the output's error, a tap (..., error_features) is appended to ``taps``: give
+        it to `publish_error` together with the network's output.
+
+        Raises:
+            ValueError: If the rule needs ``taps`` and there are none.
+        """
+        if self.exact or not torch.is_grad_enabled():
+            return functional.linear(x, self.matrix, self.bias)
+        if self.tap_features is not None:
+            require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
+        weight, bias = self.matrix, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            # Cast outside the Function: autograd then returns the gradients to the parameters' own dtype.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        rows, leading = x.reshape(-1, x.shape[-1]), x.shape[:-1]
+        y, tap = LocalLinearFunction.apply(rows, weight, bias, self.buffer, self.rule, self.tap_features)
+        if tap is not None:
+            taps.append(tap.view(*leading, self.tap_features))
+        return y.view(*leading, self.out_features)
+
+    def extra_repr(self) -> str:
+        """Return what ``print(layer)`` shows: the sizes and the rule."""
+        return f"{super().extra_repr()}, method={self.rule.options.method!r}"

@@ -1,0 +1,144 @@
+r"""Normalisation with a backward rule of its own.
+
+============================  =======================  ====================================================
+operation                     forward                  backward (v: gradient arriving, z: normalised input)
+============================  =======================  ====================================================
+LayerNormSTE                  LayerNorm                v; nothing to gamma and beta
+LayerNormProjectedSurrogate   LayerNorm                v = g gamma, then by mode
+  scale                                                v / sigma
+  center_scale                                         (v - mean v) / sigma
+  projected                                            (v - mean v - z mean(v z)) / sigma
+FixedNorm                     (x / size) gamma + beta  its own derivative
+============================  =======================  ====================================================
+
+``projected`` is LayerNorm's own Jacobian (Ba, Kiros and Hinton 2016; Xu et al. 2019). ``scale`` treats mean
+and sigma as constants (DetachNorm in Xu et al. 2019).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.modes import MaybeExact
+from localgpt_core.common.validation import require_choice
+from localgpt_core.layers.surrogates import StraightThrough
+
+__all__ = [
+    "EPS",
+    "FixedNorm",
+    "LayerNormProjectedSurrogate",
+    "LayerNormSTE",
+    "normalise",
+    "normalise_backward",
+]
+
+EPS = 1e-5
+
+
+class LayerNormSTE(MaybeExact, nn.Module):
+    """LayerNorm over the last dimension whose backward pass is the identity.
+
+    gamma and beta (``ln.weight``, ``ln.bias``) sit inside the skipped path: they receive no gradient and
+    stay at their start, so they do not ask for one.
+    """
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(n_embd, eps=EPS).requires_grad_(False)
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
+        return self.ln(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
+        with torch.no_grad():
+            y = self.ln(x)
+        return StraightThrough.apply(x, y.to(x.dtype))
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z = (x - mean) / sigma over the last dimension and 1 / sigma, in float32 for half inputs."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+    inverse_sigma = torch.rsqrt(variance + EPS)
+    return (wide - mean) * inverse_sigma, inverse_sigma
+
+
+def normalise_backward(
+    grad_output: Tensor, z: Tensor | None, inverse_sigma: Tensor, center: bool = True
+) -> Tensor:
+    """Return (v - mean v - z mean(v z)) / sigma, v = ``grad_output``.
+
+    Without ``center`` the term mean v is left out, and the last term where z is None.
+    """
+    v = grad_output.to(inverse_sigma.dtype)
+    kept = v - v.mean(dim=-1, keepdim=True) if center else v
+    if z is not None:
+        kept = kept - z * (v * z).mean(dim=-1, keepdim=True)
+    return (kept * inverse_sigma).to(grad_output.dtype)
+
+
+class _NormaliseFunction(torch.autograd.Function):
+    """``apply(x, mode)``: z = (x - mean) / sigma over the last dimension, with the mode's backward rule."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mode: str) -> Tensor:
+        z, inverse_sigma = normalise(x)
+        ctx.center = mode != "scale"
+        ctx.save_for_backward(z if mode == "projected" else None, inverse_sigma)
+        return z.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        return normalise_backward(grad_output, *ctx.saved_tensors, center=ctx.center), None
+
+
+class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
+    """LayerNorm z gamma + beta with a chosen backward rule for z; gamma and beta get their true gradients.
+
+    The variance is biased, eps is 1e-5, and the statistics of half-precision inputs are taken in float32.
+
+    Args:
+        n_embd: Width of the normalised dimension.
+        mode: ``"projected"``, the exact Jacobian; ``"center_scale"``, which drops its radial term
+            z mean(v z); or ``"scale"``, which drops the mean as well.
+
+    Raises:
+        ValueError: For another mode.
+    """
+
+    MODES = ("center_scale", "projected", "scale")
+
+    def __init__(self, n_embd: int, mode: str = "projected") -> None:
+        super().__init__()
+        require_choice("mode", mode, self.MODES)
+        self.mode = mode
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias_param = nn.Parameter(torch.zeros(n_embd))
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias_param, EPS)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return LayerNorm(x) for x (..., n_embd)."""
+        return _NormaliseFunction.apply(x, self.mode) * self.weight + self.bias_param
+
+
+class FixedNorm(nn.Module):
+    """No normalisation: (x / size) gamma + beta, with a constant ``size``; its derivative is exact.
+
+    A control for LayerNorm: with ``size`` the RMS that x starts with, both begin with the same values, up to
+    the mean, and from then on nothing holds the scale of x.
+    """
+
+    def __init__(self, n_embd: int, size: float) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (x / size) gamma + beta for x (..., n_embd)."""
+        return x * (self.weight / self.size) + self.bias

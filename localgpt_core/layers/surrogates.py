@@ -1,0 +1,172 @@
+r"""Local backward rules for the operations between the linear layers.
+
+==============================  =======================  ====================================================
+operation                       forward                  backward (v: gradient arriving)
+==============================  =======================  ====================================================
+SigmoidSTE                      sigmoid(x)               v
+GELUSTE                         exact GELU               v
+GELUStepSurrogate               exact GELU               v s(x), s piecewise constant, by mode
+  relu                                                   s = 0 | 1                        cut at 0
+  steps                                                  s = 0 | a | 1 - a | 1            cut at -t, 0, t
+SoftmaxValueMixLocalFn          O = softmax(S) V         dS_ij = A_ij (<dO_i, V_j> - <dO_i, O_i>), dV = A^T dO
+==============================  =======================  ====================================================
+
+The last one is exact. The sum over keys that softmax's Jacobian asks for, sum_j A_ij <dO_i, V_j>, is
+<dO_i, O_i> by the definition of O: a product of two vectors that the query already has, no sum over its
+neighbours.
+
+``steps`` keeps two bits of each input for the backward pass, as Approx-BP does for fine-tuning (Yang et al.
+2024). Their steps fit the function; these fit the derivative, as in Novikov et al. 2022: t = 0.449 and
+a = 0.330 minimise the mean squared error of s for standard normal inputs under the symmetry of GELU's
+derivative, d(-x) = 1 - d(x).
+
+The straight-through estimator, a backward pass that skips a derivative, is from Bengio, Leonard and
+Courville 2013.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.modes import MaybeExact
+
+__all__ = [
+    "GELUSTE",
+    "FusedValueMix",
+    "GELUStepSurrogate",
+    "SigmoidSTE",
+    "SoftmaxValueMixLocalFn",
+    "StraightThrough",
+    "SurrogateGELU",
+    "SurrogateSigmoid",
+]
+
+
+class StraightThrough(torch.autograd.Function):
+    """``apply(x, y)``: the value y in the forward pass, the identity towards x in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+        """Return y; ``x`` and ``y`` have the same shape."""
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x, which is the gradient that arrives."""
+        return grad_output, None
+
+
+class SigmoidSTE(torch.autograd.Function):
+    """``apply(x)``: sigmoid(x) with the identity as its derivative."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Return sigmoid(x), elementwise."""
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> Tensor:
+        """Return ``grad_output``."""
+        return grad_output
+
+
+class GELUSTE(torch.autograd.Function):
+    """``apply(x)``: the exact GELU, x Phi(x), with the identity as its derivative."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Return GELU(x), elementwise."""
+        return functional.gelu(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> Tensor:
+        """Return ``grad_output``."""
+        return grad_output
+
+
+class GELUStepSurrogate(torch.autograd.Function):
+    """``apply(x, mode)``: the exact GELU with a step function of x as its derivative; see the module."""
+
+    STEPS = {"relu": ((0.0,), (0.0, 1.0)), "steps": ((-0.449, 0.0, 0.449), (0.0, 0.33, 0.67, 1.0))}
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mode: str) -> Tensor:
+        """Return GELU(x), elementwise."""
+        cuts, ctx.levels = GELUStepSurrogate.STEPS[mode]
+        # Which step an input is on takes a byte here and two bits in principle, not the input itself.
+        ctx.save_for_backward(sum((x > cut).to(torch.uint8) for cut in cuts))
+        return functional.gelu(x)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+        """Return ``grad_output`` times the level of the step that each input is on."""
+        (step,) = ctx.saved_tensors
+        levels = torch.tensor(ctx.levels, dtype=grad_output.dtype, device=grad_output.device)
+        return grad_output * levels[step.int()], None
+
+
+class SurrogateGELU(MaybeExact, nn.Module):
+    """GELU with a surrogate derivative: ``"identity"``, or a step function (`GELUStepSurrogate`)."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return GELU(x)."""
+        return functional.gelu(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return GELU(x)."""
+        return GELUSTE.apply(x) if self.mode == "identity" else GELUStepSurrogate.apply(x, self.mode)
+
+
+class SurrogateSigmoid(MaybeExact, nn.Module):
+    """The sigmoid with the identity as its derivative."""
+
+    def exact_forward(self, x: Tensor) -> Tensor:
+        """Return sigmoid(x)."""
+        return torch.sigmoid(x)
+
+    def local_forward(self, x: Tensor) -> Tensor:
+        """Return sigmoid(x)."""
+        return SigmoidSTE.apply(x)
+
+
+class SoftmaxValueMixLocalFn(torch.autograd.Function):
+    """``apply(scores, value)``: O = softmax(scores) V with a backward pass that each query computes alone.
+
+    ``scores`` is (..., T, S), with -inf where a query may not look; ``value`` is (..., S, D), O (..., T, D).
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, value: Tensor) -> Tensor:
+        """Return O (..., T, D)."""
+        attention = torch.softmax(scores, dim=-1).to(value.dtype)
+        output = attention @ value
+        if output.ndim > 3:
+            # Heads side by side in memory: joining them is then a view, and what is saved here is the very
+            # tensor that the layer behind attention saves as its input.
+            output = output.transpose(-3, -2).contiguous().transpose(-3, -2)
+        ctx.save_for_backward(attention, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return dS_ij = A_ij (<dO_i, V_j> - <dO_i, O_i>) and dV = A^T dO."""
+        attention, value, output = ctx.saved_tensors
+        own = (grad_output * output).sum(dim=-1, keepdim=True)
+        grad_scores = (grad_output @ value.transpose(-2, -1)).sub_(own).mul_(attention)
+        return grad_scores, attention.transpose(-2, -1) @ grad_output
+
+
+class FusedValueMix(MaybeExact, nn.Module):
+    """``mix(scores, value)``: softmax(scores) V, with the backward pass of `SoftmaxValueMixLocalFn`."""
+
+    def exact_forward(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Return O (..., T, D)."""
+        return torch.softmax(scores, dim=-1).to(value.dtype) @ value
+
+    def local_forward(self, scores: Tensor, value: Tensor) -> Tensor:
+        """Return O (..., T, D)."""
+        return SoftmaxValueMixLocalFn.apply(scores, value)

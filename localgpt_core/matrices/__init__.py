@@ -1,0 +1,18 @@
+"""Feedback matrices as numbers.
+
+How a feedback matrix starts, how it follows a weight by forward probes, and the Jacobian of the logits that
+it may follow instead. Which of these a network uses is the business of `localgpt_core.rules`.
+"""
+
+from localgpt_core.matrices.grape import align_to_weight, project_to_weight
+from localgpt_core.matrices.initial import StartOptions, initial_feedback
+from localgpt_core.matrices.jacobian import jvp_estimates, mean_jacobians
+
+__all__ = [
+    "StartOptions",
+    "align_to_weight",
+    "initial_feedback",
+    "jvp_estimates",
+    "mean_jacobians",
+    "project_to_weight",
+]

@@ -1,0 +1,98 @@
+r"""The Jacobian of the logits with respect to the input of every place that has a feedback matrix.
+
+For a token with input x at some place and logits z, J = dz/dx (V x in) says how the logits answer a change of
+x there, and e J is the part of the gradient of x that comes from the token's own loss. Both functions here
+average J over all tokens of a batch, because one feedback matrix serves them all:
+
+    forward mode   `jvp_estimates`  (J p) p^T for Gaussian noise p at all places and tokens at once: one pass
+                                    with dual numbers, unbiased, noisy. This is what a rule may use.
+    reverse mode   `mean_jacobians` V backward passes with random signs per token. This is for measuring.
+
+In both, what a token's input does to the logits of later tokens comes with an independent random factor and
+averages out. The model is in evaluation mode meanwhile, and its derivatives are exact
+(`localgpt_core.common.modes`). Forward mode needs two forward passes' worth of multiplications, values and
+tangents.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives
+from localgpt_core.common.seeds import generator
+
+__all__ = ["jvp_estimates", "mean_jacobians"]
+
+# Modules with a feedback matrix, which say by `disturbed` what of their input it answers for.
+Places = Collection[nn.Module]
+Disturb = Callable[[nn.Module, Tensor], Tensor]
+
+
+@contextmanager
+def _inputs_disturbed(places: Places, disturb: Disturb) -> Iterator[None]:
+    """Give every place ``disturb(place, x)`` instead of its input x, for as long as the block takes."""
+
+    def change(place: nn.Module, args: tuple) -> tuple:
+        return place.disturbed(args[0], lambda x: disturb(place, x)), *args[1:]
+
+    with ExitStack() as hooks:
+        for place in places:
+            hooks.callback(place.register_forward_pre_hook(change).remove)
+        yield
+
+
+@torch.no_grad()
+def jvp_estimates(
+    model: nn.Module, forward: Callable[[], Tensor], places: Places, *key: int | str
+) -> dict[nn.Module, Tensor]:
+    """Return the estimate mean over tokens of (J p) p^T, (V x in), for each of ``places``.
+
+    ``forward()`` returns the logits (..., V) of ``model``. The noise depends on ``key`` only.
+    """
+    noise: dict[nn.Module, Tensor] = {}
+
+    def add_noise(place: nn.Module, x: Tensor) -> Tensor:
+        """Add Gaussian noise to the tangent."""
+        source = generator(*key, len(noise), device=x.device)
+        primal, tangent = forward_ad.unpack_dual(x)
+        p = torch.randn(primal.shape, generator=source, device=x.device, dtype=x.dtype)
+        noise[place] = p
+        return forward_ad.make_dual(primal, p if tangent is None else tangent + p)
+
+    with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
+        with _inputs_disturbed(places, add_noise):
+            response = forward_ad.unpack_dual(forward()).tangent
+        response = response.flatten(0, -2)
+        return {place: (response.T @ p.flatten(0, -2)).div_(len(response)) for place, p in noise.items()}
+
+
+def mean_jacobians(
+    model: nn.Module, forward: Callable[[], Tensor], places: Places, *key: int | str
+) -> dict[nn.Module, Tensor]:
+    """Return the mean over tokens of J, (V x in), for each of ``places``; signs depend on ``key`` only.
+
+    ``forward()`` returns the logits (..., V) of ``model``.
+    """
+    leaves: dict[nn.Module, Tensor] = {}
+
+    def add_leaf(place: nn.Module, x: Tensor) -> Tensor:
+        """Add a leaf of zeros, whose gradient is that of the input at this place alone."""
+        leaves[place] = torch.zeros_like(x, requires_grad=True)
+        return x + leaves[place]
+
+    with evaluation_mode(model), exact_derivatives(model), torch.enable_grad():
+        with _inputs_disturbed(places, add_leaf):
+            logits = forward()
+        source = generator(*key, device=logits.device)
+        signs = torch.randint(2, logits.shape[:-1], generator=source, device=logits.device) * 2 - 1
+        signs = signs.to(logits.dtype)[..., None]
+        inputs = list(leaves.values())
+        rows = []
+        for v in range(logits.shape[-1]):
+            total = (logits[..., v] * signs[..., 0]).sum()
+            grads = torch.autograd.grad(total, inputs, retain_graph=True)
+            rows.append([(grad * signs).flatten(0, -2).mean(dim=0) for grad in grads])
+        return {place: torch.stack([row[i] for row in rows]).detach() for i, place in enumerate(leaves)}

@@ -1,0 +1,55 @@
+"""What a rule does.
+
+Alignment with the exact gradient, the test for weight transport, diagnostics over training, what goes on
+inside a model, what a step costs, and what a pipeline of blocks would send. A measurement leaves the model,
+its mode and the random state as they were.
+"""
+
+from localgpt_core.measure.alignment import Alignment, alignment, feedback_cosines
+from localgpt_core.measure.cost import (
+    alignment_flops,
+    alignment_in_forward_passes,
+    codebook_fit_flops,
+    peak_memory_mib,
+    peak_step_bytes,
+    reset_peak_memory,
+    step_bytes,
+    step_flops,
+)
+from localgpt_core.measure.diagnostics import Diagnostics, measure_into
+from localgpt_core.measure.inside import (
+    choices,
+    concentration,
+    entropy_bits,
+    gates,
+    radial_shares,
+    unused_share,
+)
+from localgpt_core.measure.pipeline import StageMessage, stage_message
+from localgpt_core.measure.transport import describe, weight_transport
+
+__all__ = [
+    "Alignment",
+    "Diagnostics",
+    "StageMessage",
+    "alignment",
+    "alignment_flops",
+    "alignment_in_forward_passes",
+    "choices",
+    "codebook_fit_flops",
+    "concentration",
+    "describe",
+    "entropy_bits",
+    "feedback_cosines",
+    "gates",
+    "measure_into",
+    "peak_memory_mib",
+    "peak_step_bytes",
+    "radial_shares",
+    "reset_peak_memory",
+    "stage_message",
+    "step_bytes",
+    "step_flops",
+    "unused_share",
+    "weight_transport",
+]

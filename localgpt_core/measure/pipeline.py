@@ -1,0 +1,62 @@
+r"""What a stage of a pipeline sends: bits per token and boundary, if every block were a machine of its own.
+
+Numbers take 16 bits. Forward, the cheapest description of the stream behind block l:
+
+    nothing narrows it      16 C
+    k-WTA                   16 k + log2 binom(C, k)         the values and which they are
+    frozen codebook         log2 K + 16                     code and norm
+    frozen subspace         16 r                            coordinates
+    constrained subspace    16 r + log2 V                   coordinates, and the token for its embedding
+
+Backward, the error of the stream: as many numbers as can arrive at what lies below. A masked or projected
+gradient has k or r of them. Under the constraint the blocks below need r, but trained embeddings all C. A
+codebook's backward pass is the identity. Direct feedback between (sub)layers sends nothing back; the output's
+error, 16 V, goes to all stages at once.
+"""
+
+import math
+from dataclasses import dataclass
+
+from localgpt_core.common.validation import require_integer
+from localgpt_core.config import LocalGPTConfig
+from localgpt_core.rules import RULES
+
+__all__ = ["StageMessage", "stage_message"]
+
+BITS = 16
+
+
+@dataclass(frozen=True)
+class StageMessage:
+    """Bits per token: forward and backward over one boundary, and broadcast from the output to all stages."""
+
+    forward: int
+    backward: int
+    broadcast: int
+
+
+def stage_message(config: LocalGPTConfig, block: int) -> StageMessage:
+    """Return what crosses the boundary behind ``block``, counted from 0.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    require_integer("block", block, 0, config.n_layer - 1)
+    narrow = config.has_bottleneck(block)
+    constrained = config.subspace_mode == "constrain"
+    C, V = config.n_embd, config.vocab_size
+    k = config.resid_topk if narrow else 0
+    r = config.subspace_rank if narrow else 0
+    forward, numbers = [BITS * C], [C]
+    if k:
+        forward.append(BITS * k + math.ceil(math.log2(math.comb(C, k))))
+        numbers.append(k)
+    if narrow and config.vq_codes:
+        forward.append(math.ceil(math.log2(config.vq_codes)) + BITS)
+    if r:
+        forward.append(BITS * r + (math.ceil(math.log2(V)) if constrained else 0))
+        if not constrained or config.freeze_emb:
+            numbers.append(r)
+    direct = RULES[config.method].error == "output"
+    cut = direct and config.dfa_granularity != "layer"
+    return StageMessage(min(forward), 0 if cut else BITS * min(numbers), BITS * V if direct else 0)

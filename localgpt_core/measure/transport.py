@@ -1,0 +1,234 @@
+r"""Which matrices an error passes on its way to a parameter: found out by experiment, not by declaration.
+
+One matrix at a time is replaced by other numbers, and a pass forward and backward shows which gradients
+change. Where the matrix is a layer's weight, the layer's *output* is held at its recorded values: the forward
+pass is the same to the last bit, while everything that reads the weight, at any time and by any path, sees
+other numbers. A gradient that changes has read it. Weights are replaced twice, once with their signs kept and
+once with random ones, to tell a rule that reads magnitudes from one that reads signs. An entry of 0 has no
+sign to keep: another number stands in for it in all that is compared.
+
+That no gradient changes proves something only where one could have. So the control multiplies the error at
+the layer by random numbers instead of its feedback matrix or weight. If even that changes no gradient, the
+layer is *silent*: no error arrives at it, or what it hands down reaches no trained parameter.
+
+What is judged is the way back of one training step. How a feedback matrix came to resemble its weight, by
+probes or by equal increments, happens elsewhere and is the rule's business.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from localgpt_core.common.seeds import generator
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.measure.alignment import alignment
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.rules.feedback import HoldsFeedback
+
+__all__ = ["describe", "weight_transport"]
+
+Reads = Literal["weight", "sign", "nothing", "silent"]
+Gradients = dict[str, Tensor | None]
+
+
+def weight_transport(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str, Reads]:
+    """Return for each `LocalLinear` what the backward pass reads of its weight: the executable proof.
+
+    ``"weight"``: some gradient of the model depends on its magnitudes, ``"sign"``: on its signs only,
+    ``"nothing"``: on neither, although one depends on the error that the layer hands down. ``"silent"``: on
+    neither, and on no error from this layer, so that nothing is shown. That is so where the error at the
+    layer is zero or absent (behind a gate at 0, say), or where no parameter below it is trained.
+
+    ``model(idx, targets)`` must return the loss in second place. The model is left as it was; run it on the
+    CPU, where equal computations give equal bits.
+    """
+    return {name: reads for name, (reads, _) in _readers(_Probe(model, idx, targets)).items()}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A model with one batch, and its gradients while nothing is replaced."""
+
+    model: nn.Module
+    idx: Tensor
+    targets: Tensor
+
+    def gradients(self) -> Gradients:
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            loss = self.model(self.idx, self.targets)[1]
+            grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        return dict(zip(trained, grads, strict=True))
+
+
+def _changed(before: Gradients, now: Gradients) -> set[str]:
+    """Return the names of the gradients that differ; what is not a number is the same everywhere."""
+    return {
+        name
+        for name, g in before.items()
+        if g is not None and not torch.allclose(g, now[name], rtol=0.0, atol=0.0, equal_nan=True)
+    }
+
+
+@contextmanager
+def _replaced(tensor: Tensor, values: Tensor) -> Iterator[None]:
+    kept = tensor.detach().clone()
+    tensor.data.copy_(values)
+    try:
+        yield
+    finally:
+        tensor.data.copy_(kept)
+
+
+@contextmanager
+def _output_held(layer: nn.Module, recorded: list[Tensor]) -> Iterator[None]:
+    """Hold the outputs of ``layer`` at ``recorded``, one entry per call; their backward pass stays."""
+    calls = iter(recorded)
+
+    def hold(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return next(calls) + (output - output.detach())
+
+    hook = layer.register_forward_hook(hold)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _other_feedback(layer: LocalLinear, source: torch.Generator) -> Iterator[None]:
+    """Let the error at ``layer`` be multiplied by random numbers instead of what its rule says."""
+    feedback = layer.rule.feedback
+
+    def other(weight: Tensor | None, buffer: Tensor | None) -> Tensor:
+        usual = feedback(weight, buffer)
+        return torch.randn(usual.shape, generator=source, device=usual.device, dtype=usual.dtype)
+
+    layer.rule.feedback = other
+    try:
+        yield
+    finally:
+        del layer.rule.feedback
+
+
+def _recorded(probe: _Probe, layers: dict[str, nn.Module]) -> tuple[Gradients, dict[str, list[Tensor]]]:
+    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args, output: outputs[name].append(output.detach())
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    try:
+        return probe.gradients(), outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _readers(probe: _Probe) -> dict[str, tuple[Reads, set[str]]]:
+    """Return for each layer what is read of its weight, and by which parameters' gradients."""
+    layers = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLinear)}
+    # A weight may be tied: the values that an embedding looks up in it are held as well.
+    owners = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLinear | nn.Embedding)}
+    before, outputs = _recorded(probe, owners)
+    found: dict[str, tuple[Reads, set[str]]] = {}
+    for name, layer in layers.items():
+        source = generator(name, device=layer.weight.device)
+        found[name] = _readers_of(probe, layer, before, owners, outputs, source)
+    return found
+
+
+def _readers_of(
+    probe: _Probe,
+    layer: LocalLinear,
+    before: Gradients,
+    owners: dict[str, nn.Module],
+    outputs: dict[str, list[Tensor]],
+    source: torch.Generator,
+) -> tuple[Reads, set[str]]:
+    """Return what is read of one weight, and by which parameters' gradients."""
+    weight = layer.weight.detach()
+
+    def gradients_with(values: Tensor) -> Gradients:
+        with ExitStack() as held:
+            for owner, module in owners.items():
+                if module.weight is layer.weight:
+                    held.enter_context(_output_held(module, outputs[owner]))
+            held.enter_context(_replaced(layer.weight, values))
+            return probe.gradients()
+
+    random = torch.rand(weight.shape, generator=source, device=weight.device, dtype=weight.dtype)
+    full = torch.where(weight == 0, 0.5 + random, weight)
+    usual = before if torch.equal(full, weight) else gradients_with(full)
+    signs = torch.where(random < 0.5, -1.0, 1.0).to(weight.dtype)
+    by_magnitude = _changed(usual, gradients_with(full * (0.5 + random)))
+    by_sign = _changed(usual, gradients_with(full * signs))
+    if by_magnitude or by_sign:
+        return "weight" if by_magnitude else "sign", by_magnitude | by_sign
+    with _other_feedback(layer, source):
+        return "nothing" if _changed(before, probe.gradients()) else "silent", set()
+
+
+def _carriers(probe: _Probe, before: Gradients) -> dict[str, list[str]]:
+    """Return for each parameter the matrices that its error has passed, weights and feedback."""
+    carriers: dict[str, list[str]] = {name: [] for name in before}
+    words = {"weight": "W of", "sign": "sign W of"}
+    for layer, (reads, readers) in _readers(probe).items():
+        for name in readers:
+            carriers[name].append(f"{words[reads]} {layer}")
+    for place, module in probe.model.named_modules():
+        if isinstance(module, HoldsFeedback) and module.buffer is not None and module.buffer.ndim == 2:
+            other = torch.randn(module.buffer.shape, generator=generator(place)).to(module.buffer)
+            with _replaced(module.buffer, other):
+                for name in _changed(before, probe.gradients()):
+                    carriers[name].append(f"B of {place}")
+    return carriers
+
+
+def describe(model: LocalGPT) -> str:
+    """Return a table that says, for each parameter, which error trains it and which matrices that has passed.
+
+    Found out on a small random batch, as `weight_transport` does. The error is ``exact`` where direction and
+    exact gradient agree, ``output`` where it came from the logits through a feedback matrix, ``local`` where
+    it was handed down layer by layer, ``silent`` where none arrives or only rounding does (at most 8 eps
+    of the model's largest exact gradient), ``none`` for a parameter that this configuration does not train.
+    """
+    config = model.config
+    source = generator("describe")
+    idx = torch.randint(config.vocab_size, (2, min(config.block_size, 8)), generator=source)
+    idx = idx.to(next(model.parameters()).device)
+    targets = idx.flip(1)
+    measured = alignment(model, idx, targets)
+    probe = _Probe(model, idx, targets)
+    before = probe.gradients()
+    arrives = {name for name, g in before.items() if g is not None and g.norm() > measured.floor}
+    output = {
+        name for name, m in model.named_modules() if isinstance(m, HoldsFeedback) and m.rule.error == "output"
+    }
+    carriers = _carriers(probe, before)
+    rows = [("parameter", "error", "has passed")]
+    for name, _ in model.named_parameters():
+        passed = carriers[name] if name in arrives else []
+        if name not in before:
+            error = "none"
+        elif name not in arrives:
+            error = "silent"
+        elif measured.cosine[name] > 1 - 1e-6 and abs(measured.norm_ratio[name] - 1) < 1e-4:
+            error = "exact"
+        else:
+            error = "output" if any(p.removeprefix("B of ") in output for p in passed) else "local"
+        rows.append((name, error, _shortened(passed)))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows)
+
+
+def _shortened(matrices: list[str]) -> str:
+    matrices = sorted(matrices, key=lambda words: not words.startswith("B of"))
+    if len(matrices) <= 2:
+        return ", ".join(matrices)
+    return f"{matrices[0]}, {matrices[1]} and {len(matrices) - 2} more"

@@ -1,0 +1,198 @@
+"""The parts of the GPT: causal attention, the MLP, and the block with its bottlenecks.
+
+Each operation with a derivative of its own is a module, chosen when the model is built.
+
+Dimensions in names: B batch, T queries, S keys, H heads, D head width, C width of the residual stream.
+Scores are scaled by D^-0.5 and causal. Softmax attention normalises over the keys; sigmoid attention
+(Ramapuram et al. 2024) is elementwise, sigmoid(score + b), masked entries exactly 0, b = -log(block_size)
+unless chosen otherwise.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.config import LocalGPTConfig
+from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
+from localgpt_core.layers.feedback_points import FeedbackPoint
+from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE
+from localgpt_core.layers.surrogates import FusedValueMix, SurrogateGELU, SurrogateSigmoid
+
+__all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
+
+Cache = dict[str, Tensor]
+
+INIT_STD = 0.02  # of weights and embeddings
+STREAM_RMS = math.sqrt(2) * INIT_STD  # a token's and a position's embedding, added
+
+
+def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
+    """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
+    options = config.inside_rule
+    return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
+
+
+def feedback_point(config: LocalGPTConfig) -> FeedbackPoint:
+    """Return a place in the residual stream where the output's error comes in."""
+    return FeedbackPoint(config.n_embd, config.vocab_size, config.rule, config.dfa_norm)
+
+
+def layer_norm(config: LocalGPTConfig) -> nn.Module:
+    """Return the norm that ``config.ln_mode`` asks for."""
+    if config.ln_mode == "bp":
+        return nn.LayerNorm(config.n_embd, eps=1e-5)
+    if config.ln_mode == "ste":
+        return LayerNormSTE(config.n_embd)
+    if config.ln_mode == "none":
+        return FixedNorm(config.n_embd, STREAM_RMS)
+    return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; `mix` is what its kinds differ in."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, local_linear(config, config.n_embd, config.n_embd))
+        ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
+        self.register_buffer("future", ones.triu(1), persistent=False)
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the mixed values (B, T, C); ``cache`` holds the keys and values of earlier positions."""
+        B, T, C = x.shape
+
+        def heads(y_BTC: Tensor) -> Tensor:
+            return y_BTC.view(B, T, self.config.n_head, -1).transpose(1, 2)
+
+        q_BHTD = heads(self.q_proj(x, taps))
+        k_BHSD, v_BHSD = heads(self.k_proj(x, taps)), heads(self.v_proj(x, taps))
+        if cache is not None:
+            if cache:
+                k_BHSD = torch.cat((cache["k"], k_BHSD), dim=2)
+                v_BHSD = torch.cat((cache["v"], v_BHSD), dim=2)
+            cache["k"], cache["v"] = k_BHSD, v_BHSD
+        S = k_BHSD.shape[2]
+        y_BHTD = self.mix(q_BHTD, k_BHSD, v_BHSD, self.future[S - T : S, :S])
+        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        return functional.dropout(self.o_proj(y_BTC, taps), self.config.dropout, self.training)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention, (B, H, T, D); ``future`` (T, S) is True where masked."""
+        raise NotImplementedError(f"{type(self).__name__} must mix its values")
+
+    def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Return the values mixed by ``weights`` (B, H, T, S), some of which drop out in training."""
+        weights = functional.dropout(weights, self.config.dropout, self.training)
+        return weights.to(v.dtype) @ v
+
+
+class SoftmaxAttention(Attention):
+    """Weights are the softmax of the scores over the keys."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__(config)
+        self.fused = FusedValueMix() if config.fuse_attn_local else None
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention; fused, without dropout of the weights."""
+        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
+        if self.fused is not None:
+            return self.fused(scores, v)
+        return self.mixed(torch.softmax(scores, dim=-1), v)
+
+
+class SigmoidAttention(Attention):
+    """Weights are the sigmoid of each score by itself."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__(config)
+        start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
+        learned = config.sigmoid_bias_mode == "learned"
+        self.sig_bias = nn.Parameter(torch.tensor(start)) if learned else start
+        self.sigmoid = SurrogateSigmoid() if config.ste_sigmoid else nn.Sigmoid()
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+        """Return the values mixed by attention."""
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + self.sig_bias
+        # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
+        return self.mixed(self.sigmoid(scores).masked_fill(future, 0.0), v)
+
+
+ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fc = local_linear(config, config.n_embd, 4 * config.n_embd)
+        self.activation = SurrogateGELU(config.gelu_surrogate) if config.ste_gelu else nn.GELU()
+        self.winners = TopK(config.mlp_topk) if config.mlp_topk else nn.Identity()
+        self.proj = local_linear(config, 4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
+        """Return the transformed tokens (B, T, C)."""
+        hidden = self.winners(self.activation(self.fc(x, taps)))
+        return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One pre-norm block and the bottlenecks at its end; ``index`` counts the blocks from 0."""
+
+    def __init__(self, config: LocalGPTConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.ln1 = layer_norm(config)
+        self.attn = ATTENTIONS[config.attn_mode](config)
+        self.ln2 = layer_norm(config)
+        self.mlp = MLP(config)
+        if config.gated_blocks:
+            self.alpha_attn = nn.Parameter(torch.full((1,), config.gate_start))
+            self.alpha_mlp = nn.Parameter(torch.full((1,), config.gate_start))
+        narrow = config.has_bottleneck(index)
+        if config.resid_topk and narrow:
+            self.winners = TopK(config.resid_topk)
+        self.constrains = config.subspace_mode == "constrain"
+        if config.vq_codes and narrow:
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes, None if config.vq_shared else index)
+        if config.subspace_rank and narrow:
+            self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
+        if config.dfa_granularity == "sublayer":
+            self.feedback_attn = feedback_point(config)
+        if config.dfa_granularity != "layer":
+            self.feedback = feedback_point(config)
+
+    def bottlenecks(self) -> list[nn.Module]:
+        """Return what narrows the stream at the block's end, in the order of the forward pass."""
+        names = ("winners", "vq") if self.constrains else ("winners", "vq", "subspace")
+        return [getattr(self, name) for name in names if hasattr(self, name)]
+
+    def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
+        """Return the residual stream after the block, (B, T, C)."""
+        gated = self.config.gated_blocks
+        y = self.written(self.attn(self.ln1(x), taps, cache))
+        x = x + (self.alpha_attn * y if gated else y)
+        if self.config.dfa_granularity == "sublayer":
+            x = self.feedback_attn(x, taps)
+        y = self.written(self.mlp(self.ln2(x), taps))
+        x = x + (self.alpha_mlp * y if gated else y)
+        for bottleneck in self.bottlenecks():
+            x = bottleneck(x)
+        if self.config.dfa_granularity != "layer":
+            x = self.feedback(x, taps)
+        return x
+
+    def written(self, y: Tensor) -> Tensor:
+        """Return what attention or MLP adds to the stream: in the subspace where it is constrained to it.
+
+        y Q Q^T is what an output matrix Q Q^T W would write: the constraint on the matrix, without a second
+        copy of it.
+        """
+        return self.subspace(y) if self.constrains else y

@@ -1,0 +1,203 @@
+r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
+
+    x = dropout(tok_emb(idx) + pos_emb(0..T-1))                                           (B, T, C)
+    for each block:   x = x + alpha_attn attn(ln1(x))
+                      x = x + alpha_mlp  mlp(ln2(x))            (gates only with gated_blocks)
+                      x = subspace(vq(topk(x)))                 (each only where asked for)
+    logits = head(ln_f(x))                                                                (B, T, V)
+
+With ``subspace_mode="constrain"`` the projection acts on what attn and mlp write instead, so that the stream
+is the embeddings plus a vector of the subspace.
+
+Under a rule that uses the output's error, the layers leave taps in a list that goes through the forward pass
+beside x; the model publishes the error into them at the head (`localgpt_core.layers.linear`). The head itself
+gets its exact local gradient under every rule: its error is the loss's own derivative.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.modes import evaluation_mode, watch
+from localgpt_core.common.seeds import generator
+from localgpt_core.common.validation import require
+from localgpt_core.config import LocalGPTConfig
+from localgpt_core.layers.between_steps import align, feedback_places, mirrored
+from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
+from localgpt_core.layers.linear import LocalLinear, publish_error
+from localgpt_core.model.blocks import INIT_STD, Block, Cache, layer_norm
+from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
+
+__all__ = ["LocalGPT"]
+
+
+class LocalGPT(nn.Module):
+    """A character GPT whose linear layers learn by the rule of its configuration.
+
+    Weights and feedback are drawn from PyTorch's global generator, in two independent streams: models built
+    after the same ``torch.manual_seed`` start from the same weights whatever their rule and options.
+
+    Args:
+        config: Sizes, rule, local derivatives and bottlenecks.
+    """
+
+    def __init__(self, config: LocalGPTConfig) -> None:
+        super().__init__()
+        seed = int(torch.randint(2**62, ()))
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
+        with feedback_drawn_later():
+            self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
+            self.ln_f = layer_norm(config)
+            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, is_output=True)
+        self._init_weights(generator(seed, "weights"))
+        feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
+        for index, place in enumerate(self.feedback_places()):
+            place.place = index
+            place.reset_feedback(feedback_seed, "feedback", index)
+        if config.freeze_emb:
+            self.tok_emb.requires_grad_(False)
+            self.pos_emb.requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, source: torch.Generator) -> None:
+        """Draw N(0, 0.02^2), and N(0, (0.02 / sqrt(2 L))^2) for what writes into the residual stream."""
+        for name, module in self.named_modules():
+            if isinstance(module, LocalLinear | nn.Embedding):
+                into_residual = name.endswith(("o_proj", "mlp.proj"))
+                std = INIT_STD / math.sqrt(2 * self.config.n_layer) if into_residual else INIT_STD
+                module.weight.normal_(0.0, std, generator=source)
+            if isinstance(module, LocalLinear) and module.bias is not None:
+                module.bias.zero_()
+
+    def local_linears(self) -> Iterator[LocalLinear]:
+        """Yield every linear layer, the head last."""
+        return (module for module in self.modules() if isinstance(module, LocalLinear))
+
+    def feedback_places(self) -> Iterator[HoldsFeedback]:
+        """Yield every linear layer and every feedback point between blocks, the head last."""
+        return feedback_places(self)
+
+    def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield each trained weight with the feedback that takes the same steps, where a rule has one."""
+        return mirrored(self.feedback_places())
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
+
+        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None.
+
+        Raises:
+            ValueError: If T exceeds ``block_size``.
+        """
+        logits = self.logits(idx)
+        if targets is None:
+            return logits, None
+        return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
+        start = caches[0]["k"].shape[2] if caches and caches[0] else 0
+        end = start + idx.shape[1]
+        allowed = f"must be at most block_size={self.config.block_size}"
+        require(end <= self.config.block_size, "T", end, allowed)
+        x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
+        x = functional.dropout(x, self.config.dropout, self.training)
+        taps: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, taps, None if caches is None else caches[i])
+        return publish_error(self.head(self.ln_f(x), taps), taps)
+
+    def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:
+        """Let every place's rule move its feedback, once per training step; draws depend on ``key`` only.
+
+        ``idx`` (B, T) are tokens, without their targets, for a rule that aligns to the network's Jacobian.
+
+        Raises:
+            ValueError: If such a rule gets none.
+        """
+        align(self.feedback_places(), *key, network=self, logits=self.logits, idx=idx)
+
+    def codebooks(self) -> Iterator[VQResidualDir]:
+        """Yield the frozen codebooks, block by block."""
+        return (module for module in self.modules() if isinstance(module, VQResidualDir))
+
+    def quantise(self, in_use: bool) -> None:
+        """Switch the codebooks on or off."""
+        for codebook in self.codebooks():
+            codebook.in_use = in_use
+
+    @torch.no_grad()
+    def fit_codebooks(self, idx: Tensor, *key: int | str) -> None:
+        """Put the codes at the k-means centres of the stream's directions over the tokens ``idx`` (B, T).
+
+        The stream is that of a forward pass without quantisation. A shared codebook is fitted to the streams
+        of all blocks together. Draws depend on ``key`` only.
+
+        Raises:
+            ValueError: If there are fewer tokens than codes.
+        """
+        streams: dict[VQResidualDir, Tensor] = {}
+        with quantised(self, False):
+            watch(self, idx, [(vq, partial(streams.__setitem__, vq)) for vq in self.codebooks()])
+        if self.config.vq_shared and streams:
+            first, *others = streams
+            first.fit(torch.stack(list(streams.values())), generator(*key, device=idx.device))
+            for codebook in others:
+                codebook.codebook.copy_(first.codebook)
+            return
+        for i, (codebook, stream) in enumerate(streams.items()):
+            codebook.fit(stream, generator(*key, i, device=idx.device))
+
+    def num_params(self) -> int:
+        """Return the number of parameters, embeddings included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def untrained_parameters(self) -> list[str]:
+        """Return the names of the parameters that this configuration leaves at their start."""
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return ``idx`` (B, T) continued by ``max_new_tokens`` sampled tokens, (B, T + max_new_tokens).
+
+        Runs in evaluation mode and restores the mode. Keys and values are cached while the context fits;
+        past ``block_size`` the last ``block_size`` tokens are the context. ``temperature`` divides the
+        logits, ``top_k`` keeps only the likeliest tokens, ``generator`` is the source of the samples.
+
+        Raises:
+            ValueError: If the prompt is empty or an argument is out of range.
+        """
+        require(idx.ndim == 2 and idx.shape[1] > 0, "idx.shape", tuple(idx.shape), "must be (B, T), T > 0")
+        require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must not be negative")
+        require(temperature > 0, "temperature", temperature, "must be positive")
+        require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
+        caches: list[Cache] = [{} for _ in self.blocks]
+        with evaluation_mode(self):
+            for _ in range(max_new_tokens):
+                if idx.shape[1] <= self.config.block_size:
+                    cached = caches[0]["k"].shape[2] if caches[0] else 0
+                    logits = self.logits(idx[:, cached:], caches)
+                else:
+                    # Every position shifts: what was cached belongs to other positions.
+                    logits = self.logits(idx[:, -self.config.block_size :])
+                logits = logits[:, -1] / temperature
+                if top_k is not None:
+                    floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                    logits = logits.masked_fill(logits < floor, -torch.inf)
+                probabilities = torch.softmax(logits.float(), dim=-1)
+                token = torch.multinomial(probabilities, 1, generator=generator)
+                idx = torch.cat((idx, token), dim=1)
+        return idx

@@ -1,0 +1,220 @@
+"""What the records say about a suite: one object that tables, figures and prose are made from."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from localgpt_core.common.validation import require
+from localgpt_core.corpus.corpus import load_corpus
+from localgpt_core.experiments.records import RunRecord, load_records
+from localgpt_core.experiments.suites import Suite, read_suite
+from localgpt_core.measure.diagnostics import Diagnostics
+from localgpt_core.report.tables import arm_table, interval, paired_difference, suite_runs
+
+__all__ = ["SuiteResults", "book_folder", "load_results"]
+
+MIN_PAIRS = 3  # below, a comparison has no verdict
+
+
+def book_folder() -> Path:
+    """Return the nearest folder ``book`` with suites, from the working directory upwards.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for candidate in (folder, folder / "book"):
+            if (candidate / "suites").is_dir():
+                return candidate
+    raise ValueError(f"working directory {here.name!r}: must be inside the checkout, for book/suites")
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """A suite with what is recorded of it.
+
+    Attributes:
+        suite: The suite.
+        preset: The preset it was run with.
+        runs: One row per recorded run, see `localgpt_core.report.tables.suite_runs`.
+        records: The records by digest.
+        planned: Number of runs the suite asks for.
+    """
+
+    suite: Suite
+    preset: str
+    runs: pd.DataFrame
+    records: dict[str, RunRecord]
+    planned: int
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each arm, in the suite's order."""
+        return {arm.name: arm.label for arm in self.suite.arms}
+
+    def of_arm(self, arm: str) -> Iterator[RunRecord]:
+        """Yield the records of an arm, by seed.
+
+        Raises:
+            ValueError: If the suite has no such arm.
+        """
+        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
+
+    def final_loss(self, arm: str) -> tuple[float, float, int]:
+        """Return mean final validation loss, its 95 % half-width and n, over the finished runs of an arm."""
+        losses = [r.final_val_loss for r in self.of_arm(arm) if r.status == "finished"]
+        return *interval(losses), len(losses)
+
+    def difference(self, arm: str, reference: str) -> tuple[float, float, int]:
+        """Return the paired difference in final loss, its 95 % half-width and n.
+
+        Raises:
+            ValueError: If the suite has no such arm.
+        """
+        for name in (arm, reference):
+            require(name in self.labels, "arm", name, "allowed are " + ", ".join(self.labels))
+        return paired_difference(self.runs, arm, reference)
+
+    def curves(self) -> pd.DataFrame:
+        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
+
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations.
+        """
+        rows = []
+        for arm, label in self.labels.items():
+            for record in self.of_arm(arm):
+                spec = record.run_spec
+                step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
+                for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
+                    rows.append((arm, label, record.seed, step, step * step_tflops, loss))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss"])
+
+    def diagnostics(self, quantity: str) -> pd.DataFrame:
+        """Return what was measured over training, tidy: arm, label, seed, step, name, value.
+
+        ``quantity`` is a key of `localgpt_core.measure.Diagnostics`. ``name`` is the parameter, the place
+        of the feedback or the block, and empty where there is one number per step. Runs without diagnostics
+        are left out; a value that says nothing is NaN.
+        """
+        rows = []
+        for arm, label in self.labels.items():
+            for record in self.of_arm(arm):
+                for step, name, value in _measured(record.diagnostics, quantity):
+                    rows.append((arm, label, record.seed, step, name, math.nan if value is None else value))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "name", "value"])
+
+    def verdict(self, arm: str, reference: str) -> str:
+        """Return how ``arm`` ends against ``reference``, by the criterion of every comparison in the book.
+
+        ``"below"`` or ``"above"`` if the 95 % interval of the paired difference lies wholly on one side of
+        zero, ``"not clearly apart"`` otherwise; ``"diverged"`` or ``"reference diverged"`` if a run did,
+        with their number, ``"not enough runs"`` below three pairs.
+        """
+        mean, half, n = self.difference(arm, reference)
+        return self._undecided(arm, reference, n) or (
+            "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
+        )
+
+    def _undecided(self, arm: str, reference: str, n: int) -> str:
+        """Return why ``arm`` and ``reference`` with ``n`` pairs have no verdict; empty if they have one."""
+        # The seeds that are left after a divergence are not a fair sample, however many they are.
+        diverged = self.runs[self.runs["status"] == "diverged"]["arm"].value_counts()
+        for name, words in ((arm, "diverged"), (reference, "reference diverged")):
+            if name in diverged:
+                return f"{words} ({diverged[name]} of its runs)"
+        return "not enough runs" if n < MIN_PAIRS else ""
+
+    def compare(self, arm: str, reference: str) -> str:
+        """Return the verdict as half a sentence, with the paired difference, its interval and n."""
+        mean, half, n = self.difference(arm, reference)
+        labels = self.labels[arm], self.labels[reference]
+        undecided = self._undecided(arm, reference, n)
+        if undecided:
+            return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
+        ends = self.verdict(arm, reference).replace("apart", "apart from")
+        return f"{labels[0]} ends {ends} {labels[1]}: {mean:+.3f} ± {half:.3f} nats per character (n = {n})"
+
+    def within(self, arm: str, reference: str, margin: float) -> str:
+        """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.
+
+        ``"yes"`` if the whole 95 % interval of the paired difference lies below ``margin``, ``"no"`` if it
+        lies above, ``"open"`` if it contains it; a word of `verdict` where there is none.
+        """
+        mean, half, n = self.difference(arm, reference)
+        return self._undecided(arm, reference, n) or (
+            "yes" if mean + half < margin else "no" if mean - half > margin else "open"
+        )
+
+    def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
+        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
+        losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
+        low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
+        shares = (100 * (low - own) / (low - high)).dropna()
+        return *interval(shares.tolist()), len(shares)
+
+    def with_fields(self, *names: str) -> pd.DataFrame:
+        """Return ``runs`` with one more column for each named field of the model or training configuration.
+
+        Raises:
+            ValueError: If there is no such field.
+        """
+        runs = self.runs.copy()
+        for name in names:
+            # Through the spec as an object: a record may be older than a field, which then had its default.
+            specs = [self.records[digest].run_spec for digest in runs["digest"]]
+            values = [{**asdict(spec.model), **asdict(spec.train)} for spec in specs]
+            require(all(name in value for value in values), "field", name, "must be one of a configuration")
+            runs[name] = [value[name] for value in values]
+        return runs
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per arm; see `localgpt_core.report.tables.arm_table`."""
+        return arm_table(self.runs)
+
+    def origin(self) -> str:
+        """Return what made these results: runs, seeds, device and the command to make them again."""
+        if self.runs.empty:
+            return f"No run of suite {self.suite.name} is recorded with preset {self.preset}."
+        records = [self.records[digest] for digest in self.runs["digest"]]
+        devices = sorted({str(record.environment["device"]) for record in records})
+        seeds = sorted({record.seed for record in records})
+        return (
+            f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
+            f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
+            f"localgpt run book/suites/{self.suite.path.name}"
+        )
+
+
+def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
+    """Yield step, name and value of one quantity."""
+    if quantity not in diagnostics:
+        return
+    steps, values = diagnostics["step"], diagnostics[quantity]
+    if isinstance(values, dict):
+        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
+        return
+    for step, value in zip(steps, values, strict=True):
+        by_block = value if isinstance(value, list) else None
+        if by_block is None:
+            yield step, "", value
+        else:
+            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
+
+
+def load_results(name: str, preset: str | None = None) -> SuiteResults:
+    """Return the recorded results of ``book/suites/<name>.toml``, from anywhere inside the checkout.
+
+    ``preset`` asks for the runs that were made with another preset than the suite's own.
+    """
+    folder = book_folder()
+    suite = read_suite(folder / "suites" / f"{name}.toml")
+    corpus = load_corpus(suite.corpus)
+    records = load_records(folder / "records")
+    runs = suite_runs(suite, records, corpus, preset)
+    planned = len(suite.plan(corpus, preset))
+    return SuiteResults(suite, preset or suite.preset, runs, records, planned)

@@ -1,0 +1,141 @@
+"""Records as tables: one row per run, one row per arm, paired differences with their interval."""
+
+import math
+from dataclasses import asdict
+
+import pandas as pd
+from scipy import stats
+
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.records import RunRecord
+from localgpt_core.experiments.specs import RunSpec
+from localgpt_core.experiments.suites import Suite
+
+__all__ = ["all_runs", "arm_table", "estimate", "interval", "paired_difference", "show_table", "suite_runs"]
+
+COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest"]
+
+
+def suite_runs(
+    suite: Suite, records: dict[str, RunRecord], corpus: Corpus, preset: str | None = None
+) -> pd.DataFrame:
+    """Return one row per recorded run of ``suite``, by arm and seed; losses in nats per character."""
+    order = {arm.name: i for i, arm in enumerate(suite.arms)}
+    rows = [
+        _row(run.arm.name, run.arm.label, records[run.spec.digest])
+        for run in suite.plan(corpus, preset)
+        if run.spec.digest in records
+    ]
+    rows.sort(key=lambda row: (order[row["arm"]], row["seed"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
+    """Return one row per record; an arm has its suite, its preset and what tells it from a namesake.
+
+    Runs of one name that differ in more than their seed, such as those that ``localgpt train`` made with
+    other options, are different arms.
+    """
+    namesakes: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records.values():
+        namesakes.setdefault((record.suite, record.arm, record.preset), []).append(record)
+    rows = []
+    for (suite, arm, preset), group in namesakes.items():
+        settings = [_settings(record.run_spec) for record in group]
+        differing = [name for name in settings[0] if len({own[name] for own in settings}) > 1]
+        for record, own in zip(group, settings, strict=True):
+            words = ", ".join([preset, *(f"{name}={own[name]}" for name in differing)])
+            rows.append(_row(f"{suite}/{arm} ({words})", arm, record))
+    rows.sort(key=lambda row: (row["arm"], row["seed"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _settings(spec: RunSpec) -> dict[str, object]:
+    """Return all that can change the result of a run but its seed."""
+    settings = {**asdict(spec.model), **asdict(spec.train)}
+    del settings["seed"]
+    return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}"}
+
+
+def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
+    row = {"arm": arm, "label": label}
+    for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
+        row[name] = getattr(record, name)
+    tokens = record.curves["tokens"][-1] if record.curves.get("tokens") else math.nan
+    row["tflops"] = tokens * record.flops_per_token / 1e12 if record.flops_per_token else math.nan
+    return row
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return mean and half-width of the 95 % t interval of the mean; the half-width is NaN below n = 2."""
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    series = pd.Series(values, dtype=float)
+    half = stats.t.ppf(0.975, n - 1) * series.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(series.mean()), float(half)
+
+
+def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed.
+
+    ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
+    long a run took says how busy its machine was; `localgpt_core.experiments.bench` measures time.
+    """
+    rows = []
+    for arm, group in runs.groupby("arm", sort=False):
+        finished = group[group["status"] == "finished"]
+        mean, half = interval(finished["final_val_loss"].tolist())
+        best, cost = finished["best_val_loss"].min(), group["tflops"].mean()
+        rows.append(
+            {
+                "arm": arm,
+                "n": len(finished),
+                "final loss": "-" if math.isnan(mean) else f"{mean:.3f}",
+                "95 % ±": "-" if math.isnan(half) else f"{half:.3f}",
+                "best": "-" if math.isnan(best) else f"{best:.3f}",
+                "not finished": len(group) - len(finished),
+                "TFLOPs": "-" if math.isnan(cost) else f"{cost:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[float, float, int]:
+    """Return mean, 95 % half-width and n of final loss(arm) - final loss(reference), seed by seed.
+
+    Only seeds at which both arms finished count; without any, the numbers are NaN and n is 0.
+    """
+    losses = {}
+    for name in (arm, reference):
+        found = runs[(runs["arm"] == name) & (runs["status"] == "finished")]
+        losses[name] = found.set_index("seed")["final_val_loss"]
+    differences = (losses[arm] - losses[reference]).dropna().tolist()
+    mean, half = interval(differences)
+    return mean, half, len(differences)
+
+
+def estimate(mean: float, half: float, n: int, sign: str = "") -> str:
+    """Return ``"1.869 ± 0.037 (n = 3)"``; without a half-width only the mean. ``sign="+"`` shows the sign."""
+    spread = "" if math.isnan(half) else f" ± {half:.3f}"
+    return f"{mean:{sign}.3f}{spread} (n = {n})"
+
+
+class HTMLTable:
+    """A table that a notebook shows: readable aloud, with a caption and a heading for every column."""
+
+    def __init__(self, html: str) -> None:
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return "table"
+
+
+def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
+    """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page."""
+    style = frame.style.hide(axis="index").set_caption(caption).set_uuid(name)
+    html = style.to_html(table_attributes='class="dataframe"')
+    return HTMLTable(html.replace("<th ", '<th scope="col" '))

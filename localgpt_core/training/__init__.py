@@ -1,0 +1,37 @@
+"""One run.
+
+Where and how it goes, one step and one evaluation for every rule, the state between two steps, the loop,
+and checkpoints from which a run goes on bit for bit. What comes out is a `TrainResult`; its record is made
+in `localgpt_core.experiments`.
+"""
+
+from localgpt_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from localgpt_core.training.loop import train
+from localgpt_core.training.settings import Report, RunSettings, select_device
+from localgpt_core.training.state import RunState, TrainResult
+from localgpt_core.training.step import (
+    build_model,
+    build_optimizer,
+    evaluate,
+    is_anchor,
+    learning_rate,
+    training_step,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Report",
+    "RunSettings",
+    "RunState",
+    "TrainResult",
+    "build_model",
+    "build_optimizer",
+    "evaluate",
+    "is_anchor",
+    "learning_rate",
+    "load_checkpoint",
+    "save_checkpoint",
+    "select_device",
+    "train",
+    "training_step",
+]

@@ -1,0 +1,122 @@
+r"""One training loop for every rule.
+
+A step s of a run with seed r is a pure function of (state, r, s): its batch, its dropout masks and its probes
+are drawn from keys that contain r and s (`localgpt_core.common.seeds`). A run that was stopped and resumed
+therefore gives the same curve, to the last bit, as one that was not.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from localgpt_core.common.validation import require
+from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.corpus.batches import windows
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.training.checkpoints import load_checkpoint
+from localgpt_core.training.settings import RunSettings
+from localgpt_core.training.state import RunState, TrainResult
+
+__all__ = ["TrainResult", "train"]
+
+WARM_UP_STEPS, MEASURED_STEPS = 5, 20
+
+
+def train(
+    model_config: LocalGPTConfig,
+    train_config: TrainConfig,
+    corpus: Corpus,
+    settings: RunSettings | None = None,
+    **fields: Any,
+) -> TrainResult:
+    """Train a model and return it with its curves.
+
+    Args:
+        model_config: The model and its rule; ``vocab_size`` must be the corpus's.
+        train_config: The run.
+        corpus: Where the batches and the validation split come from.
+        settings: Where and how the run goes.
+        fields: Fields of `RunSettings` by name, in its place: ``device``, ``threads``, ``checkpoint``,
+            ``resume``, ``deadline``, ``report``, ``diagnose_every``.
+
+    Raises:
+        ValueError: For a corpus that does not fit the model, a device that is not there, or a checkpoint that
+            is damaged or of another run.
+    """
+    settings = RunSettings.given(settings, fields)
+    allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
+    require(model_config.vocab_size == corpus.vocab_size, "vocab_size", model_config.vocab_size, allowed)
+    windows(corpus.val, model_config.block_size)
+    device, path = settings.prepare(), settings.checkpoint
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        resumes = settings.resume and path is not None and Path(path).exists()
+        saved = load_checkpoint(path) if resumes else None
+        run = RunState(model_config, train_config, corpus, device, settings.diagnose_every, saved)
+        status = _advance_to_the_end(run, settings)
+        if path is not None and status in ("finished", "interrupted"):
+            run.save(Path(path))
+    return run.result(status)
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that no step is cut in half; the second one raises as usual.
+
+    Outside the main thread, where Python allows no signal handlers, the event is never set.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def handle(signum: int, frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _advance_to_the_end(run: RunState, settings: RunSettings) -> str:
+    """Advance ``run`` until it is over and return the status."""
+    first_step, measured_from = run.step, 0.0
+    report = settings.report or (lambda measured: None)
+    with _interrupt_between_steps() as interrupted:
+        while True:
+            if run.evaluation_due:
+                loss = run.evaluate()
+                report({"step": run.step, "val_loss": loss})
+                if not math.isfinite(loss):
+                    return "diverged"
+                if settings.checkpoint is not None and run.step > first_step:
+                    run.save(Path(settings.checkpoint))
+            if run.diagnosis_due:
+                run.diagnose()
+            if run.step == run.config.steps:
+                return "finished"
+            if interrupted.is_set():
+                return "interrupted"
+            point = run.advance()
+            if point is not None:
+                report({"step": run.step, "train_loss": point})
+                if not math.isfinite(point):
+                    return "diverged"
+            needed_s = 0.0
+            if run.step == first_step + WARM_UP_STEPS:
+                measured_from = time.monotonic()
+            if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS:
+                left = run.config.steps - run.step
+                needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
+            if time.monotonic() + needed_s > settings.deadline:
+                return "out_of_time"

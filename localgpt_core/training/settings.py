@@ -1,0 +1,82 @@
+"""Where and how a run goes: everything about it that does not change what it computes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from localgpt_core.common.validation import require, require_integer
+
+__all__ = ["Report", "RunSettings", "select_device"]
+
+Report = Callable[[dict[str, float]], None]
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        ValueError: If it is unknown or not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
+    require(device.type in ("cpu", "cuda"), "device", name, "allowed are 'cpu', 'cuda' or 'cuda:N'")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        require((device.index or 0) < count, "device", name, f"this machine has {count} CUDA devices")
+    return device
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where and how a run goes, from the command line down to the training loop.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        threads: CPU threads of this process from here on; None leaves them as they are.
+        checkpoint: File to write at every evaluation, at the end and when interrupted; None writes none.
+        resume: Go on from ``checkpoint`` if it exists.
+        deadline: Value of ``time.monotonic()`` by which the run must be over. It is stopped as soon as its
+            own speed shows that it cannot be.
+        report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``.
+        diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
+            itself is the same to the last bit.
+
+    Raises:
+        ValueError: For a device that is not there, or a number below its minimum.
+    """
+
+    device: str | torch.device = "cpu"
+    threads: int | None = None
+    checkpoint: str | Path | None = None
+    resume: bool = False
+    deadline: float = math.inf
+    report: Report | None = None
+    diagnose_every: int = 0
+
+    def __post_init__(self) -> None:
+        select_device(str(self.device))
+        require_integer("diagnose_every", self.diagnose_every, 0)
+        if self.threads is not None:
+            require_integer("threads", self.threads, 1)
+
+    @classmethod
+    def given(cls, settings: "RunSettings | None", fields: dict[str, object]) -> "RunSettings":
+        """Return ``settings``, or those of ``fields`` by name.
+
+        Raises:
+            ValueError: If both are given, or a value is refused.
+            TypeError: For an unknown field.
+        """
+        require(settings is None or not fields, "settings", settings, "or their fields by name, not both")
+        return settings or cls(**fields)
+
+    def prepare(self) -> torch.device:
+        """Set the threads of this process and return the device."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return torch.device(self.device)

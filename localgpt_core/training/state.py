@@ -1,0 +1,258 @@
+"""A run between two steps: how it is advanced, measured, saved, restored and summed up."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig
+from localgpt_core.corpus.batches import batch, windows
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.measure.cost import (
+    alignment_flops,
+    codebook_fit_flops,
+    peak_memory_mib,
+    reset_peak_memory,
+    step_flops,
+)
+from localgpt_core.measure.diagnostics import Diagnostics, measure_into
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
+from localgpt_core.training.step import (
+    build_model,
+    build_optimizer,
+    evaluate,
+    is_anchor,
+    learning_rate,
+    training_step,
+)
+
+__all__ = ["RunState", "TrainResult"]
+
+CURVE_POINTS = 100
+DIAGNOSED_WINDOWS = 128  # of the validation split, for what needs many tokens
+
+Curves = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run ended with.
+
+    Attributes:
+        model: The trained model, on its device.
+        status: ``"finished"``; ``"diverged"``: a loss was not finite; ``"interrupted"``: stopped by Ctrl-C;
+            ``"out_of_time"``: it could not have finished before the deadline.
+        steps_done: Steps taken.
+        curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
+            ``val_step`` and ``val_loss`` on the whole validation split; nats per character.
+        wall_time_s: Seconds in all, over every part of a resumed run.
+        tokens_per_s: Training tokens per second, evaluation apart.
+        peak_memory_mib: Peak since the run, or the resumed part of it, began; see
+            `localgpt_core.measure.cost.peak_memory_mib`.
+        flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
+            planned, alignment of the feedback before the first one, and a fit of codes.
+        anchor_steps: How many of the steps were anchors.
+        diagnostics: What the rule did over training, see `localgpt_core.measure`; empty unless asked for.
+    """
+
+    model: LocalGPT
+    status: str
+    steps_done: int
+    curves: Curves
+    wall_time_s: float
+    tokens_per_s: float
+    peak_memory_mib: float
+    flops_per_token: float
+    anchor_steps: int
+    diagnostics: Diagnostics
+
+    @property
+    def final_val_loss(self) -> float:
+        """Validation loss after the last step; NaN unless the run finished."""
+        return self.curves["val_loss"][-1] if self.status == "finished" else math.nan
+
+    @property
+    def best_val_loss(self) -> float:
+        """Lowest validation loss measured; NaN if none was finite."""
+        return min((loss for loss in self.curves["val_loss"] if math.isfinite(loss)), default=math.nan)
+
+
+class RunState:
+    """The state of a run between two steps, and how it is advanced, measured and saved.
+
+    It starts at step 0, with the alignment of the feedback and the fit of the codes that the configuration
+    asks for, or takes over the state of ``checkpoint``, in which both are done.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another run.
+    """
+
+    def __init__(
+        self,
+        model_config: LocalGPTConfig,
+        config: TrainConfig,
+        corpus: Corpus,
+        device: torch.device,
+        diagnose_every: int = 0,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.config, self.corpus, self.device = config, corpus, device
+        self.diagnose_every = diagnose_every
+        self.diagnostics: Diagnostics = {}
+        self.model = build_model(model_config, config, device)
+        self.optimizer = build_optimizer(self.model, config)
+        self.step = 0
+        self.curves: Curves = {
+            key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
+        }
+        self.pending: list[Tensor] = []
+        self.train_time_s = 0.0
+        self.earlier_s = 0.0
+        self.started = time.perf_counter()
+        self.interval = max(1, config.steps // CURVE_POINTS)
+        self.stepped = torch.compile(self.model) if config.compile else self.model
+        self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
+        reset_peak_memory(device)  # the count of FLOPs, on a copy, is not part of the run
+        if checkpoint is None:
+            self._start()
+        else:
+            self._restore(checkpoint)
+
+    def _start(self) -> None:
+        """Do what comes before the first step."""
+        for i in range(self.model.config.fa_grape_start):
+            self.model.align_feedback(self.config.seed, "start", i, idx=self.batch(i)[0])
+        self._quantise_when_due()
+
+    def _quantise_when_due(self) -> None:
+        """Switch the codebooks off before their first step, and fit them there if they are to be fitted."""
+        self.model.quantise(self.step >= self.config.vq_start)
+        if self.model.config.vq_init == "kmeans" and self.step == self.config.vq_start:
+            text = torch.cat([self.batch(i)[0] for i in range(CODEBOOK_BATCHES)])
+            self.model.fit_codebooks(text, self.config.seed, "codebook")
+
+    def _flops(self) -> int:
+        """Return the matmul FLOPs of the whole run, evaluation apart."""
+        model, config, (idx, targets) = self.model, self.config, self.batch(0)
+        total = 0
+        if model.config.fa_grape_start:
+            total += model.config.fa_grape_start * alignment_flops(model, idx)
+        if model.config.vq_init == "kmeans":
+            total += codebook_fit_flops(model, idx, CODEBOOK_BATCHES)
+        steps = Counter((step >= config.vq_start, is_anchor(step, config)) for step in range(config.steps))
+        for (quantised, anchor), number in steps.items():
+            model.quantise(quantised)
+            total += number * step_flops(model, idx, targets, anchor)
+        model.quantise(True)
+        return total
+
+    def _anchors(self, steps: int) -> int:
+        return steps // self.config.anchor_interval if self.config.anchor_interval else 0
+
+    @property
+    def wall_time_s(self) -> float:
+        """Seconds so far, over every part of a resumed run."""
+        return self.earlier_s + time.perf_counter() - self.started
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the validation split is to be measured before the next step."""
+        at_interval = self.step % self.config.eval_interval == 0 or self.step == self.config.steps
+        return at_interval and self.step not in self.curves["val_step"]
+
+    @property
+    def diagnosis_due(self) -> bool:
+        """Whether the rule is to be compared with the exact gradient before the next step."""
+        every = self.diagnose_every
+        at_interval = every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+        return at_interval and self.step not in self.diagnostics.get("step", ())
+
+    def diagnose(self) -> None:
+        """Compare the rule with the exact gradient on the batch of the next step."""
+        text = windows(self.corpus.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS].to(self.device)
+        measure_into(self.diagnostics, self.model, *self.batch(self.step), text, self.step)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of ``step``, (B, T) each, on the device."""
+        x, y = batch(
+            self.corpus.train,
+            batch_size=self.config.batch_size,
+            block_size=self.model.config.block_size,
+            seed=self.config.seed,
+            step=step,
+        )
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def advance(self) -> float | None:
+        """Take one step; return the mean training loss where a point of the curve is due."""
+        start = time.perf_counter()
+        loss = training_step(self.stepped, self.optimizer, self.config, *self.batch(self.step), self.step)
+        self.step += 1
+        if self.step == self.config.vq_start:
+            self._quantise_when_due()
+        self.pending.append(loss)
+        point = None
+        if self.step % self.interval == 0 or self.step == self.config.steps:
+            # The only place where the loop waits for the device.
+            losses = torch.stack(self.pending).double()
+            point = losses.mean().item()
+            self.pending.clear()
+            self.curves["step"].append(self.step)
+            self.curves["tokens"].append(self.step * self.config.batch_size * self.model.config.block_size)
+            self.curves["lr"].append(learning_rate(self.step - 1, self.config))
+            self.curves["train_loss"].append(point)
+        self.train_time_s += time.perf_counter() - start
+        return point
+
+    def evaluate(self) -> float:
+        """Measure the validation loss, add it to the curve and return it."""
+        loss = evaluate(self.model, self.corpus.val, self.config)
+        self.curves["val_step"].append(self.step)
+        self.curves["val_loss"].append(loss)
+        return loss
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint from which another `RunState` goes on bit for bit."""
+        progress = {
+            "step": self.step,
+            "curves": self.curves,
+            "pending": [loss.item() for loss in self.pending],
+            "diagnostics": self.diagnostics,
+            "train_time_s": self.train_time_s,
+            "wall_time_s": self.wall_time_s,
+        }
+        save_checkpoint(path, self.model, self.optimizer, self.config, self.corpus, progress)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint."""
+        checkpoint.require_same_run(self.model.config, self.config, self.corpus)
+        checkpoint.restore_model(self.model)
+        checkpoint.restore_optimizer(self.model, self.optimizer)
+        progress = checkpoint.progress
+        dtype = next(self.model.parameters()).dtype
+        self.step, self.curves = progress["step"], progress["curves"]
+        self.model.quantise(self.step >= self.config.vq_start)
+        self.pending = [torch.tensor(v, dtype=dtype, device=self.device) for v in progress["pending"]]
+        self.diagnostics = progress["diagnostics"]
+        self.train_time_s, self.earlier_s = progress["train_time_s"], progress["wall_time_s"]
+
+    def result(self, status: str) -> TrainResult:
+        """Return what the run has come to."""
+        tokens = self.step * self.config.batch_size * self.model.config.block_size
+        return TrainResult(
+            model=self.model,
+            status=status,
+            steps_done=self.step,
+            curves=self.curves,
+            wall_time_s=self.wall_time_s,
+            tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
+            peak_memory_mib=peak_memory_mib(self.device),
+            flops_per_token=self.flops_per_token,
+            anchor_steps=self._anchors(self.step),
+            diagnostics=self.diagnostics,
+        )

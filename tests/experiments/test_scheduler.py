@@ -1,0 +1,395 @@
+import contextlib
+import dataclasses
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from toys import toy_record, toy_text
+
+from localgpt_core.corpus.corpus import load_corpus
+from localgpt_core.experiments import scheduler
+from localgpt_core.experiments.records import load_records
+from localgpt_core.experiments.scheduler import SuiteRun
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.training.settings import RunSettings
+
+PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
+
+SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = SEEDS
+corpus = "CORPUS"
+model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
+train = { steps = STEPS, batch_size = 2, warmup = 2, eval_interval = STEPS }
+[arms.bp]
+[arms.fa]
+model = { method = "fa" }
+"""
+
+BROKEN = """
+[arms.broken]
+train = { batch_size = 281474976710656 }
+[arms.dfa]
+model = { method = "dfa" }
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that writes a suite and gives it back as a `SuiteRun`."""
+
+    def write(steps=10, more="", seeds="[1]", **changes):
+        (tmp_path / "toy.txt").write_text(toy_text())
+        path = tmp_path / "suite.toml"
+        text = SUITE.replace("CORPUS", str(tmp_path / "toy.txt"))
+        path.write_text(text.replace("STEPS", str(steps)).replace("SEEDS", seeds) + more)
+        suite = read_suite(path)
+        records = tmp_path / "records"
+        own = {name: changes.pop(name) for name in ("preset",) if name in changes}
+        settings = RunSettings(**{"threads": 1, **changes})
+        return SuiteRun(suite, load_corpus(suite.corpus), records, records / suite.name, settings, **own)
+
+    return write
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts `localgpt run` as a process group of its own; none outlives the test."""
+    started = []
+
+    def start(run, *more):
+        command = [sys.executable, "-m", "localgpt_core", "run", str(run.suite.path)]
+        process = subprocess.Popen(
+            [*command, "--records", str(run.records), *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def finish(start):
+    """Return a function that runs `localgpt run` to its end."""
+
+    def finish(run, *more):
+        process = start(run, *more)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        return process.returncode, out, err
+
+    return finish
+
+
+def planned(run):
+    return {item.spec.digest: item for item in run.suite.plan(run.corpus)}
+
+
+def results(run):
+    """Return what every run came to, without the times; no file may be refused."""
+    records = load_records(run.records, pytest.fail)
+    same = (
+        "digest",
+        "suite",
+        "arm",
+        "preset",
+        "spec",
+        "seed",
+        "status",
+        "curves",
+        "sample",
+        "final_val_loss",
+    )
+    return {digest: {name: getattr(record, name) for name in same} for digest, record in records.items()}
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.records.rglob("*.json")}
+
+
+def wait_for_records(run, count, seconds=PATIENCE_S):
+    """Return as soon as there are ``count`` records."""
+    end = time.monotonic() + seconds
+    while len(contents(run)) < count:
+        assert time.monotonic() < end, f"no {count} records after {seconds} s"
+        time.sleep(0.01)
+
+
+# Complete
+
+
+def test_runs_one_after_the_other_go_seed_by_seed(make):
+    run, said = make(steps=2, seeds="[3, 1]"), []
+    assert run.all(1, said.append)
+    assert said[0] == "suite: 4 runs to make"
+    titles = [
+        re.match(r"(.*) \[(.*)\]: finished, \d\.\d{4} nats, \d+ s$", line).groups() for line in said[1:]
+    ]
+    assert [title for title, _ in titles] == ["bp seed 3", "fa seed 3", "bp seed 1", "fa seed 1"]
+    assert [digest for _, digest in titles] == [*planned(run)]
+    assert results(run).keys() == planned(run).keys()
+
+
+def test_runs_side_by_side_give_the_records_of_runs_one_after_the_other(make, finish, tmp_path):
+    run = make()
+    assert run.all(1, lambda text: None)
+    other = dataclasses.replace(run, records=tmp_path / "other", out=tmp_path / "other" / "suite")
+    status, out, err = finish(other, "--jobs", "2")
+    assert (status, out) == (0, "suite: complete\n"), err
+    assert len(results(run)) == 2
+    assert results(other) == results(run)
+    before, said = contents(other), []
+    assert other.all(2, said.append)
+    assert said == ["suite: 0 runs to make"]
+    assert contents(other) == before
+
+
+def test_runs_side_by_side_take_a_corpus_given_by_hand(make, finish, tmp_path):
+    run = make(steps=2)
+    other = tmp_path / "own.txt"
+    other.write_text(toy_text(1500))
+    status, out, err = finish(run, "--jobs", "2", "--corpus", str(other))
+    assert (status, out) == (0, "suite: complete\n"), err
+    own = dataclasses.replace(run, corpus=load_corpus(str(other)))
+    assert results(run).keys() == planned(own).keys()
+    assert not results(run).keys() & planned(run).keys()
+
+
+def test_a_run_that_another_suite_recorded_is_not_made_again(make):
+    run = make(seeds="[1, 2]")
+    first, second = [*planned(run).values()][:2]
+    toy_record(first.spec, suite="other").write(run.records / "other")
+    toy_record(second.spec, suite="other", status="failed", curves={}).write(run.records / "other")
+    made = []
+    assert run.all(1, made.append)
+    assert made[0] == "suite: 3 runs to make"
+    assert len(list(run.out.glob("*.json"))) == 3
+    assert run.todo(pytest.fail) == []
+
+
+def test_an_output_folder_elsewhere_is_looked_at_too(make, tmp_path):
+    run = make(steps=2)
+    elsewhere = dataclasses.replace(run, out=tmp_path / "elsewhere")
+    assert elsewhere.all(1, lambda text: None)
+    assert not run.records.exists() and len(list(elsewhere.out.iterdir())) == 2
+    assert elsewhere.todo(pytest.fail) == []
+
+
+# Killed
+
+
+def test_a_killed_suite_loses_nothing_that_was_finished(make, start, finish):
+    run, chance = make(steps=150, seeds="[1, 2]"), random.Random(1)
+    for at_least in (1, 2, 3):
+        process = start(run)
+        wait_for_records(run, at_least)
+        time.sleep(chance.uniform(0.0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)
+        finished = contents(run)
+        assert len(finished) >= at_least
+        assert results(run).keys() <= planned(run).keys()
+        for leftover in (".0123456789abcdef.tmp", ".half.tmp"):
+            (run.out / leftover).write_bytes(next(iter(finished.values()))[:-100])
+    status, out, err = finish(run)
+    assert (status, out) == (0, "suite: complete\n"), err
+    assert "refused" not in err
+    after = contents(run)
+    assert {path: after[path] for path in finished} == finished
+    assert results(run).keys() == planned(run).keys()
+
+
+def test_runs_side_by_side_outlive_the_process_that_started_them(make, start):
+    run, said = make(steps=2, more="[arms.longer]\ntrain = { steps = 1500 }\n"), []
+    process = start(run, "--jobs", "3")
+    wait_for_records(run, 2)
+    process.kill()  # only the parent
+    process.wait(timeout=PATIENCE_S)
+    process.communicate(timeout=PATIENCE_S)  # until nobody holds the pipes any more
+    assert results(run).keys() == planned(run).keys()
+    assert run.all(2, said.append) and said == ["suite: 0 runs to make"]
+
+
+LONG = "[arms.long]\ntrain = { steps = 1000000 }\n"
+
+
+def test_ctrl_c_leaves_whole_records(make):
+    starts, said = [], []
+
+    def press_in_the_second_run(measured):
+        if measured["step"] == 0:
+            starts.append(measured)
+            if len(starts) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    run = make(steps=2, seeds="[1, 2]", report=press_in_the_second_run)
+    assert not run.all(1, said.append)
+    assert len(starts) == 2
+    assert re.match(r"fa seed 1 \[.*\]: interrupted after 0 steps, no record", said[-1])
+    assert [result["arm"] for result in results(run).values()] == ["bp"]
+
+
+def test_ctrl_c_ends_runs_side_by_side(make, start):
+    run = make(steps=2, more=LONG)
+    process = start(run, "--jobs", "3")
+    wait_for_records(run, 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, err
+    assert {result["arm"] for result in results(run).values()} == {"bp", "fa"}
+
+
+# Out of time
+
+
+def test_a_suite_without_time_starts_nothing_more(make):
+    run, said = make(deadline=time.monotonic() - 1), []
+    assert not run.all(1, said.append)
+    assert contents(run) == {}
+    assert len(said) == 2 and "bp seed 1" in said[1] and "out of time after 1 steps, no record" in said[1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock that only `tick` and waiting move."""
+    clock = SimpleNamespace(now=500.0)
+
+    def tick(seconds):
+        clock.now += seconds
+
+    clock.tick = tick
+    fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=tick, perf_counter=time.perf_counter)
+    monkeypatch.setattr(scheduler, "time", fake)
+    return clock
+
+
+def test_side_by_side_nothing_starts_that_cannot_finish(make, monkeypatch, clock):
+    run = make(deadline=clock.now + 25)
+    started = []
+
+    def fake_start(self, item):
+        ends = clock.now + 10.0
+        started.append((clock.now - 500.0, item.spec.digest))
+
+        def poll():
+            if clock.now < ends:
+                return None
+            toy_record(item.spec).write(self.out)
+            return 0
+
+        return SimpleNamespace(poll=poll, returncode=0)
+
+    monkeypatch.setattr(SuiteRun, "_start", fake_start)
+    six = dataclasses.replace(run.suite, arms=(*run.suite.arms, *three_more(run.suite.arms[0])))
+    run, said = dataclasses.replace(run, suite=six), []
+    assert not run.all(2, said.append)
+    # Two at 0 s, two at 10.2 s; the fifth would wait until 20.4 s, with less than 10.2 s left then.
+    assert [round(at / 10) for at, _ in started] == [0, 0, 1, 1]
+    assert len(contents(run)) == 4
+    assert [line for line in said if "not started" in line] == [
+        "1 runs not started: 10 s left, one takes 10 s"
+    ]
+    assert [digest for _, digest in started] == [*planned(run)][:4]
+
+
+def three_more(arm):
+    for width in (16, 24, 32):
+        yield dataclasses.replace(arm, name=f"wide {width}", model={**arm.model, "n_embd": width})
+
+
+def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
+    run, asked = make(deadline=time.monotonic() + 1000), []
+
+    def fake_execute(spec, corpus, settings, **options):
+        asked.append((spec.digest, settings.deadline))
+        if len(asked) == 2:
+            return None, SimpleNamespace(status="out_of_time", steps_done=25)
+        return toy_record(spec, suite=options["suite"]), None
+
+    monkeypatch.setattr(scheduler, "execute", fake_execute)
+    said = []
+    assert not run.all(1, said.append)
+    assert asked == [(digest, run.settings.deadline) for digest in [*planned(run)][:2]]
+    assert len(contents(run)) == 1
+    assert said[-1].endswith("out of time after 25 steps, no record")
+
+
+def test_the_time_left_goes_to_the_runs_side_by_side(make, monkeypatch, clock):
+    commands = []
+    monkeypatch.setattr(scheduler.subprocess, "Popen", commands.append)
+    item = next(iter(planned(make()).values()))
+    make(deadline=clock.now + 12.5, preset="cpu", device="cpu", threads=3)._start(item)
+    make()._start(item)
+    text = " ".join(commands[0])
+    assert f"--only {item.spec.digest}" in text
+    assert "--preset cpu" in text and "--threads 3" in text and "--time-budget 12.5" in text
+    assert "--time-budget" not in commands[1] and "--preset" not in commands[1]
+
+
+# Broken
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_breaks_down_does_not_stop_the_others(make, capfd, jobs):
+    run = make(steps=2, more=BROKEN)
+    assert not run.all(jobs, lambda text: print(text, file=sys.stderr))
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    arms = {result["arm"]: result["status"] for result in results(run).values()}
+    assert arms == {"bp": "finished", "fa": "finished", "broken": "failed", "dfa": "finished"}
+    assert [item.arm.name for item in run.todo(pytest.fail)] == ["broken"]
+    assert len(re.findall(r"broken seed 1 .*: failed, no final loss.*\(.*Error", err)) == 1
+
+
+def test_a_diverged_run_is_a_result_and_is_not_made_again(make):
+    run = make(steps=8, more="[arms.wild]\ntrain = { lr = 1e30 }\n", seeds="[1, 2]")
+    said = []
+    assert run.all(1, said.append)
+    records = load_records(run.records, pytest.fail)
+    assert sorted(r.arm for r in records.values() if r.status == "diverged") == ["wild", "wild"]
+    assert run.todo(pytest.fail) == []
+    assert any(re.search(r"wild seed 1 .*: diverged, no final loss", line) for line in said)
+
+
+def test_a_process_that_dies_does_not_stop_the_others(make, monkeypatch):
+    run = make(steps=2)
+    usual, dead = SuiteRun._start, next(iter(planned(run)))
+
+    def start_or_die(self, item):
+        if item.spec.digest == dead:
+            return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+        return usual(self, item)
+
+    monkeypatch.setattr(SuiteRun, "_start", start_or_die)
+    said = []
+    assert not run.all(2, said.append)
+    assert results(run).keys() == planned(run).keys() - {dead}
+    assert f"bp seed 1 [{dead}]: no record (exit status -9)" in said
+
+
+def test_a_damaged_record_is_named_and_made_again(make):
+    run = make(steps=2)
+    assert run.all(1, lambda text: None)
+    good = contents(run)
+    path = sorted(good)[0]
+    path.write_bytes(good[path][:300])
+    said = []
+    assert [item.spec.digest for item in run.todo(said.append)] == [path.stem]
+    assert said and all(str(path) in line and "is refused" in line for line in said)
+    assert run.all(1, lambda text: None)
+    assert results(run).keys() == planned(run).keys()

@@ -1,0 +1,40 @@
+"""Bits per token that cross a stage's boundary, against numbers worked out by hand."""
+
+import pytest
+from cases import SIZES
+
+from localgpt_core import LocalGPTConfig
+from localgpt_core.measure.pipeline import StageMessage, stage_message
+
+# Width 12, vocabulary 7. Options: bits forward, backward, broadcast, behind block 0.
+CASES = [
+    ({}, (192, 192, 0)),
+    ({"method": "fa"}, (192, 192, 0)),
+    ({"resid_topk": 3}, (3 * 16 + 8, 48, 0)),  # binom(12, 3) = 220 places
+    ({"resid_topk": 11}, (11 * 16 + 4, 176, 0)),
+    ({"resid_topk": 12}, (192, 192, 0)),
+    ({"vq_codes": 1000}, (10 + 16, 192, 0)),
+    ({"vq_codes": 1}, (16, 192, 0)),
+    ({"subspace_rank": 4}, (64, 64, 0)),
+    ({"subspace_rank": 4, "subspace_mode": "constrain"}, (64 + 3, 192, 0)),
+    ({"subspace_rank": 4, "subspace_mode": "constrain", "freeze_emb": True}, (64 + 3, 64, 0)),
+    ({"resid_topk": 3, "vq_codes": 1000, "subspace_rank": 2}, (26, 32, 0)),
+    ({"method": "dfa"}, (192, 192, 112)),
+    ({"method": "dfa", "dfa_granularity": "block"}, (192, 0, 112)),
+    ({"method": "dfa", "dfa_granularity": "block", "subspace_rank": 4}, (64, 0, 112)),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), CASES, ids=str)
+def test_bits_by_hand(options, expected):
+    assert stage_message(LocalGPTConfig(**SIZES, **options), 0) == StageMessage(*expected)
+
+
+def test_only_the_boundaries_with_a_bottleneck_are_narrow():
+    config = LocalGPTConfig(**SIZES, vq_codes=4, bottleneck_at="1")
+    assert [stage_message(config, block).forward for block in (0, 1)] == [192, 18]
+
+
+def test_the_block_is_checked():
+    with pytest.raises(ValueError, match="block=2: must be an integer of at least 0 and at most 1"):
+        stage_message(LocalGPTConfig(**SIZES), 2)

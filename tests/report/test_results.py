@@ -1,0 +1,173 @@
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toys import toy_corpus, toy_model, toy_record
+
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.report import drawings, results
+from localgpt_core.report import losses as figures
+from localgpt_core.report.results import book_folder, load_results
+from localgpt_core.report.tables import interval
+
+matplotlib.use("Agg")
+
+FLOORS = {"uniform": 4.0, "bigram": 2.45, "3-gram": 1.0}
+SUITE = """
+question = "which?"
+preset = "tiny"
+seeds = [1, 2]
+train = { steps = 20 }
+[arms.bp]
+label = "backprop"
+[arms.fa]
+model = { method = "fa" }
+[arms.late]
+model = { method = "fa", feedback_std = 0.1 }
+"""
+LOSSES = {("bp", 1): 2.0, ("bp", 2): 2.2, ("fa", 1): 2.5, ("fa", 2): 2.6}
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A checkout whose suite has four finished runs, one that diverged and one that is missing."""
+    corpus = toy_corpus()
+    monkeypatch.setattr(results, "load_corpus", lambda name: corpus)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "book"
+    (folder / "suites").mkdir(parents=True)
+    (folder / "suites" / "toys.toml").write_text(SUITE)
+    for run in read_suite(folder / "suites" / "toys.toml").plan(corpus):
+        key = (run.arm.name, run.spec.seed)
+        curves = {"step": [20], "tokens": [420], "val_step": [0, 20], "val_loss": [4.0, LOSSES.get(key)]}
+        if key in LOSSES:
+            record = toy_record(run.spec, final_val_loss=LOSSES[key], curves=curves)
+        elif key == ("late", 1):
+            record = toy_record(run.spec, status="diverged", final_val_loss=None, curves=curves)
+        else:
+            continue
+        record.write(folder / "records" / "toys")
+    return folder
+
+
+def test_results_hold_what_is_recorded_and_say_where_it_is_from(book):
+    found = load_results("toys")
+    assert found.planned == 6 and len(found.runs) == 5
+    assert found.labels == {"bp": "backprop", "fa": "fa", "late": "late"}
+    assert found.final_loss("bp") == (*interval([2.0, 2.2]), 2)
+    mean, _, n = found.final_loss("late")
+    assert np.isnan(mean) and n == 0
+    assert found.difference("fa", "bp")[0] == pytest.approx(0.45)
+    assert [record.seed for record in found.of_arm("fa")] == [1, 2]
+    assert "5 of 6 runs recorded, preset tiny, seeds 1, 2, on toy" in found.origin()
+    assert "localgpt run book/suites/toys.toml" in found.origin()
+    assert len(found.curves()) == 10
+    assert found.with_fields("feedback_std", "lr")["feedback_std"].tolist() == [0.02] * 4 + [0.1]
+    with pytest.raises(ValueError, match="arm='xx': allowed are bp, fa, late"):
+        found.final_loss("xx")
+    with pytest.raises(ValueError, match="field='nonsense'"):
+        found.with_fields("nonsense")
+
+
+def test_results_that_nobody_made_say_so(book):
+    found = load_results("toys", preset="cpu")
+    assert found.runs.empty and found.planned == 6
+    assert found.origin() == "No run of suite toys is recorded with preset cpu."
+
+
+def test_the_book_is_found_from_anywhere_inside_the_checkout(book, monkeypatch, tmp_path_factory):
+    assert book_folder() == book
+    monkeypatch.chdir(book / "suites")
+    assert book_folder() == book
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ValueError, match="must be inside the checkout"):
+        book_folder()
+
+
+def test_curves_show_every_seed_the_mean_and_the_floors_in_view(book):
+    figures.use_style()
+    figure = figures.loss_curves(load_results("toys"), ["bp", "fa"], FLOORS, top=3.0)
+    (ax,) = figure.axes
+    means = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert list(means) == ["backprop (n = 2)", "fa (n = 2)"]
+    assert means["fa (n = 2)"].get_ydata().tolist() == pytest.approx([4.0, 2.55])
+    assert [text.get_text().strip() for text in ax.texts] == ["bigram"]
+    styles = {(line.get_marker(), line.get_linestyle()) for line in means.values()}
+    assert len(styles) == 2  # not by colour alone
+
+
+def test_final_losses_show_each_run_the_interval_and_what_failed(book):
+    figure = figures.final_losses(load_results("toys"), ["bp", "fa", "late"], FLOORS)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["backprop", "fa", "late (1 not finished)"]
+    ticks = [line.get_xdata().tolist() for line in ax.lines if line.get_markersize() == 11]
+    assert ticks[:2] == [[2.0, 2.2], [2.5, 2.6]]
+    low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 0]
+    assert (low, high) == pytest.approx((2.1 - interval([2.0, 2.2])[1], 2.1 + interval([2.0, 2.2])[1]))
+
+
+def test_loss_over_a_field_marks_the_runs_without_a_loss(book):
+    table = load_results("toys").with_fields("feedback_std")
+    table["label"] = table["arm"].replace({"late": "fa"})
+    figure = figures.loss_over(table, "feedback_std", "feedback std", FLOORS)
+    (ax,) = figure.axes
+    crosses = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    assert [line.get_xdata().tolist() for line in crosses] == [[0.1]]
+    assert ax.get_xscale() == "log"
+
+
+def test_attention_maps_have_the_characters_as_ticks():
+    figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "·", "⏎"]
+    assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
+
+
+@pytest.mark.parametrize("mode", ["sigmoid", "softmax"])
+def test_attention_weights_are_those_that_the_model_mixes_with(mode):
+    torch.manual_seed(0)
+    model = LocalGPT(toy_model(attn_mode=mode, n_layer=2)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    idx = torch.arange(5)
+    weights = figures.attention_weights(model, idx)
+    assert weights.shape == (model.config.n_layer, model.config.n_head, 5, 5)
+    assert (weights.triu(1) == 0).all()
+    mixed = []
+    model.blocks[-1].attn.o_proj.register_forward_pre_hook(lambda layer, inputs: mixed.append(inputs[0][0]))
+    values = []
+    model.blocks[-1].attn.v_proj.register_forward_hook(lambda layer, inputs, y: values.append(y[0]))
+    model(idx[None])
+    v = values[0].view(5, model.config.n_head, -1).transpose(0, 1)
+    assert torch.allclose((weights[-1] @ v).transpose(0, 1).flatten(1), mixed[0], atol=1e-6)
+
+
+def test_the_drawing_of_the_model_fills_the_boxes_of_its_local_linears():
+    left, right = drawings.model_drawing().axes
+    filled = {text.get_text() for text in left.texts if text.get_color() == "white"}
+    assert filled == {"q, k, v", "o", "fc", "proj", "head"}
+    assert "feedback" in [text.get_text() for text in right.texts]
+
+
+def test_live_curves_leave_the_untrained_model_out():
+    figure = figures.live_curves({"fa": {"val_step": [0, 5, 10], "val_loss": [4.2, 3.0, 2.5]}}, FLOORS)
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [5, 10]
+
+
+def test_the_drawing_copies_weights_under_backprop_only():
+    texts = [[text.get_text() for text in ax.texts] for ax in drawings.feedback_paths().axes]
+    assert [ax.count("copy") for ax in texts] == [2, 0]
+    assert "$B_2$" in texts[1] and "$B_2$" not in texts[0]
+
+
+def test_singular_values_are_those_of_the_matrix():
+    figure = figures.singular_values({"a": torch.diag(torch.tensor([1.0, 3.0, 2.0]))})
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), [3.0, 2.0, 1.0])
+
+
+def test_start_and_end_share_their_rows():
+    table = pd.DataFrame({"start": [0.0, 0.1], "end": [0.5, -0.2]}, index=["q", "k"])
+    left, right = figures.start_and_end({"cos": table, "angle": table}).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["q", "k"]
+    assert right.lines[-1].get_xdata().tolist() == [0.5, -0.2]

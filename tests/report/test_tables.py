@@ -1,0 +1,207 @@
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from toys import toy_corpus, toy_record, toy_spec
+
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.report import tables
+from localgpt_core.report.tables import all_runs, arm_table, interval, paired_difference, suite_runs
+
+# The 95 % interval
+
+
+def test_the_interval_of_three_values_by_hand():
+    # mean 2, standard deviation 1; the 97.5 % quantile of t with 2 degrees of freedom is 4.30265.
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302652729911275 / math.sqrt(3), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_the_interval_is_that_of_scipy(n):
+    values = np.random.default_rng(n).normal(2.0, 0.1, n)
+    mean, half = interval(values.tolist())
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    mean, half = interval([2.5])
+    assert mean == 2.5 and math.isnan(half)
+    assert all(math.isnan(number) for number in interval([]))
+
+
+def test_equal_values_have_an_interval_of_zero():
+    assert interval([2.5, 2.5, 2.5]) == (2.5, 0.0)
+
+
+# Tables of runs
+
+SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = [2, 1, 3]
+[arms.fa]
+label = "feedback alignment"
+model = { method = "fa" }
+[arms.bp]
+[arms.alone]
+seeds = [1]
+model = { attn_mode = "softmax" }
+[arms.broken]
+seeds = [1, 2]
+train = { lr = 1e6 }
+[arms.nothing]
+train = { lr = 3e-3 }
+"""
+
+LOSSES = {
+    ("fa", 1): 2.5,
+    ("fa", 2): None,
+    ("fa", 3): 2.7,
+    ("bp", 1): 2.0,
+    ("bp", 2): 2.1,
+    ("bp", 3): 1.9,
+    ("alone", 1): 2.25,
+    ("broken", 1): None,
+    ("broken", 2): None,
+}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    (tmp_path / "s.toml").write_text(SUITE)
+    return read_suite(tmp_path / "s.toml")
+
+
+@pytest.fixture
+def records(suite):
+    found = {}
+    for run in suite.plan(toy_corpus()):
+        key = (run.arm.name, run.spec.seed)
+        if key in LOSSES:
+            loss = LOSSES[key]
+            status = "finished" if loss is not None else "failed" if key[0] == "fa" else "diverged"
+            best = None if loss is None else loss - 0.5
+            found[run.spec.digest] = toy_record(
+                run.spec, arm=key[0], status=status, final_val_loss=loss, best_val_loss=best, wall_time_s=90.0
+            )
+    return found
+
+
+@pytest.fixture
+def runs(suite, records):
+    return suite_runs(suite, records, toy_corpus())
+
+
+def test_there_is_one_row_per_recorded_run_by_arm_and_seed(runs, records):
+    expected = [("fa", 1), ("fa", 2), ("fa", 3), ("bp", 1), ("bp", 2), ("bp", 3)]
+    expected += [("alone", 1), ("broken", 1), ("broken", 2)]
+    assert [*zip(runs["arm"], runs["seed"], strict=True)] == expected
+    assert set(runs["digest"]) == set(records)
+    assert runs["label"][0] == "feedback alignment" and runs["label"][3] == "bp"
+    assert runs["final_val_loss"].tolist()[3:6] == [2.0, 2.1, 1.9]
+    assert runs["status"].tolist() == ["finished", "failed"] + ["finished"] * 5 + ["diverged"] * 2
+
+
+def test_runs_of_other_suites_and_presets_are_not_in_the_table(suite, records, runs):
+    other = toy_record()
+    assert len(suite_runs(suite, records | {other.digest: other}, toy_corpus())) == len(runs)
+    assert len(suite_runs(suite, records, toy_corpus(), "cpu")) == 0
+    assert len(all_runs(records | {other.digest: other})) == len(runs) + 1
+
+
+def test_an_arm_has_its_mean_interval_and_the_runs_that_failed(runs):
+    table = arm_table(runs).set_index("arm")
+    assert list(table.index) == ["fa", "bp", "alone", "broken"]
+    assert table["n"].tolist() == [2, 3, 1, 0]
+    assert table["not finished"].tolist() == [1, 0, 0, 2]
+    assert table["final loss"].tolist() == ["2.600", "2.000", "2.250", "-"]
+    # fa: 12.7062 * 0.141421 / sqrt(2); bp: 4.30265 * 0.1 / sqrt(3).
+    assert table["95 % ±"].tolist() == ["1.271", "0.248", "-", "-"]
+    assert table["best"].tolist() == ["2.000", "1.400", "1.750", "-"]
+
+
+def test_a_failed_run_changes_what_the_table_shows(runs):
+    before = arm_table(runs).to_string()
+    runs.loc[0, ["status", "final_val_loss", "best_val_loss"]] = ["diverged", None, None]
+    assert arm_table(runs).to_string() != before
+
+
+def test_a_table_of_all_records_tells_suites_apart(records):
+    moved = {
+        digest: dataclasses.replace(record, suite="other" if record.seed == 1 else "toys")
+        for digest, record in records.items()
+    }
+    arms = set(all_runs(moved)["arm"])
+    assert arms == {
+        *("toys/fa (tiny)", "other/fa (tiny)", "toys/bp (tiny)", "other/bp (tiny)"),
+        *("other/alone (tiny)", "toys/broken (tiny)", "other/broken (tiny)"),
+    }
+
+
+def test_a_table_of_all_records_tells_presets_apart(suite, records):
+    for run in suite.plan(toy_corpus(), "cpu"):
+        if run.arm.name == "bp":
+            record = toy_record(run.spec, arm="bp", preset="cpu", final_val_loss=1.0)
+            records[record.digest] = record
+    table = arm_table(all_runs(records)).set_index("arm")
+    assert table.loc["toys/bp (tiny)", ["n", "final loss"]].tolist() == [3, "2.000"]
+    assert table.loc["toys/bp (cpu)", ["n", "final loss"]].tolist() == [3, "1.000"]
+
+
+def test_a_table_of_all_records_tells_options_and_texts_apart():
+    # As localgpt train records them: the arm is the method, whatever the other options are.
+    specs = [toy_spec(seed, n_embd=width) for width in (8, 16) for seed in (1, 2)]
+    specs.append(dataclasses.replace(toy_spec(1), corpus_sha256="0" * 64))
+    found = {spec.digest: toy_record(spec, suite="", arm="bp", preset="cpu") for spec in specs}
+    text = toy_corpus().sha256[:8]
+    assert arm_table(all_runs(found)).set_index("arm")["n"].to_dict() == {
+        f"/bp (cpu, n_embd=8, corpus=toy {text})": 2,
+        f"/bp (cpu, n_embd=16, corpus=toy {text})": 2,
+        "/bp (cpu, n_embd=8, corpus=toy 00000000)": 1,
+    }
+
+
+def test_differences_are_paired_by_seed(runs):
+    # Seeds 1 and 3 have both arms: 2.5 - 2.0 and 2.7 - 1.9; t with 1 degree of freedom is 12.7062.
+    mean, half, n = paired_difference(runs, "fa", "bp")
+    assert n == 2
+    assert mean == pytest.approx(0.65, rel=1e-9)
+    assert half == pytest.approx(12.706204736 * 0.3 / math.sqrt(2) / math.sqrt(2), rel=1e-6)
+    mirrored = paired_difference(runs, "bp", "fa")
+    assert mirrored == pytest.approx((-mean, half, 2), rel=1e-9)
+
+
+def test_the_order_of_the_runs_does_not_change_the_pairs(runs):
+    shuffled = runs.sample(frac=1.0, random_state=1)
+    expected = paired_difference(runs, "fa", "bp")
+    assert paired_difference(shuffled, "fa", "bp") == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_pair_has_no_interval_and_no_pair_no_mean(runs):
+    mean, half, n = paired_difference(runs, "alone", "bp")
+    assert (mean, n) == (0.25, 1) and math.isnan(half)
+    mean, half, n = paired_difference(runs, "broken", "bp")
+    assert n == 0 and math.isnan(mean) and math.isnan(half)
+
+
+def test_an_arm_without_runs_has_no_difference(runs):
+    mean, half, n = paired_difference(runs, "dfa", "bp")
+    assert n == 0 and math.isnan(mean) and math.isnan(half)
+
+
+def test_an_estimate_in_words():
+    assert tables.estimate(1.8688, 0.0371, 3) == "1.869 ± 0.037 (n = 3)"
+    assert tables.estimate(0.5, float("nan"), 1, "+") == "+0.500 (n = 1)"
+
+
+def test_a_table_for_a_notebook_has_a_caption_and_a_scope_for_each_heading():
+    shown = tables.show_table(pd.DataFrame({"arm": ["bp"], "loss": ["1.87"]}), "What was measured.", "t1")
+    html = shown._repr_html_()
+    assert "<caption>What was measured.</caption>" in html and html.count('scope="col"') == 2
+    assert "bp" in html and repr(shown) == "table"
