@@ -153,7 +153,7 @@ def loaded(command: str) -> set[str]:
 
 
 def test_training_and_the_command_line_need_no_plotting_and_no_corpus_package():
-    modules = loaded("import localgpt_core, localgpt_core.cli.main")
+    modules = loaded("import localgpt_core, localgpt_core.cli")
     assert "torch" in modules and "typer" in modules
     assert modules.isdisjoint(HEAVY)
 

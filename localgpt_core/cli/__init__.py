@@ -5,6 +5,6 @@ and how a run shows itself. A command reads its options, calls the rooms below a
 An error of the user's is one line and exit status 2.
 """
 
-from localgpt_core.cli.main import app, main
+from localgpt_core.cli.commands import app, main
 
 __all__ = ["app", "main"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from toys import interrupt_after, toy_record, toy_text
 
-from localgpt_core.cli import main as cli_module
+from localgpt_core.cli import commands as cli_module
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import load_records, read_record
