@@ -2,19 +2,26 @@ import dataclasses
 import json
 import math
 import os
+import shutil
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from cases import ALIGNMENT_FIELDS, GRAPE
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
 
-from localgpt_core import files
+from localgpt_core import environment as environments
+from localgpt_core import files, run_state, runs
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
 from localgpt_core.records import RunRecord, export_bundle, import_bundle, load_records, read_record
-from localgpt_core.runs import execute
+from localgpt_core.runs import execute, sample_text
 from localgpt_core.specs import RunSpec, resolve_spec
 
 # The digest
@@ -490,3 +497,86 @@ def test_an_export_that_fails_keeps_the_old_bundle(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         export_bundle(records(), path)
     assert path.read_text() == before
+
+
+# What the fields of a record are taken from
+
+
+def test_a_record_has_the_numbers_of_its_run(monkeypatch):
+    losses = iter([3.5, 2.5, 3.0, 2.0, 2.75])
+    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    spec = dataclasses.replace(toy_spec(method="dfa"), train=toy_train(anchor_interval=7))
+    record, result = execute(spec, toy_corpus())
+    assert (record.final_val_loss, record.best_val_loss) == (2.75, 2.0)
+    assert record.curves == result.curves and record.curves["val_loss"] == [3.5, 2.5, 3.0, 2.0, 2.75]
+    for name in ("wall_time_s", "tokens_per_s", "peak_memory_mib", "flops_per_token", "anchor_steps"):
+        assert getattr(record, name) == getattr(result, name), name
+    assert record.anchor_steps == 2 and record.wall_time_s != record.tokens_per_s > 0
+
+
+def test_the_sample_is_what_the_trained_model_writes_after_a_line_break():
+    record, result = execute(toy_spec(), toy_corpus())
+    vocabulary = toy_corpus().vocabulary
+    assert record.sample == sample_text(result.model, vocabulary, "\n", 300, seed=0, temperature=0.8)
+    assert record.sample[0] == "\n" and len(record.sample) == 301
+    assert record.sample != sample_text(result.model, vocabulary, "\n", 300, seed=1, temperature=0.8)
+
+
+def test_start_and_end_are_before_and_after_the_training(monkeypatch):
+    hours = iter(range(24))
+    now = lambda zone: datetime(2026, 1, 1, next(hours), tzinfo=zone)  # noqa: E731
+    monkeypatch.setattr(runs, "datetime", SimpleNamespace(now=now))
+    original = runs.train
+    monkeypatch.setattr(runs, "train", lambda *args, **options: now(UTC) and original(*args, **options))
+    spec = dataclasses.replace(toy_spec(), train=toy_train(steps=1))
+    provenance = execute(spec, toy_corpus())[0].provenance
+    assert provenance["start"] == "2026-01-01T00:00:00+00:00"
+    assert provenance["end"] == "2026-01-01T02:00:00+00:00"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_record_names_the_commit_of_the_package_and_whether_it_was_changed(monkeypatch, tmp_path):
+    checkout, package = tmp_path / "checkout", tmp_path / "checkout" / "localgpt_core"
+    package.mkdir(parents=True)
+    module = package / "runs.py"
+    module.write_text("first")
+    monkeypatch.setattr(runs, "__file__", str(module))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+
+    def git(*words):
+        command = ["git", "-C", str(checkout), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def noted():
+        spec = dataclasses.replace(toy_spec(), train=toy_train(steps=1))
+        provenance = execute(spec, toy_corpus())[0].provenance
+        return provenance["git_commit"], provenance["git_dirty"]
+
+    assert noted() == (None, None)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    first = git("rev-parse", "HEAD")
+    assert len(first) == 40 and noted() == (first, False)
+    module.write_text("second")
+    assert noted() == (first, True)
+    git("commit", "-q", "-a", "-m", "second")
+    second = git("rev-parse", "HEAD")
+    (checkout / "notes.txt").write_text("beside the package")
+    assert second != first and noted() == (second, False)
+    (package / "new.py").write_text("not yet added")
+    assert noted() == (second, True)
+
+
+def test_the_environment_is_that_of_the_device(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Toy CPU: 2 GHz\nmodel name\t: other\n")
+    monkeypatch.setattr(environments, "Path", lambda name: tmp_path / Path(name).name)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    found = environments.environment("cpu")
+    assert (found["device"], found["device_type"], found["threads"]) == ("Toy CPU: 2 GHz", "cpu", 7)
+    assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
+    assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    found = environments.environment("cuda:1")
+    assert (found["device"], found["device_type"]) == ("GPU 1", "cuda")
