@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import make_batch, make_model
 from torch import nn
 
 from localgpt_core import LocalGPT, LocalLinear, RuleOptions, bench
@@ -19,7 +20,13 @@ from localgpt_core.bench import (
     write_rows,
 )
 from localgpt_core.config import preset
-from localgpt_core.cost import peak_step_bytes, step_bytes
+from localgpt_core.cost import (
+    alignment_in_forward_passes,
+    peak_memory_mib,
+    peak_step_bytes,
+    step_bytes,
+    step_flops,
+)
 from localgpt_core.suites import Arm, read_suite
 
 
@@ -243,3 +250,45 @@ def test_rows_are_kept_with_four_digits_and_what_they_were_measured_on(tmp_path,
     assert rows["fa"] == dataclasses.replace(ROW, milliseconds=12.35)
     assert rows["dfa"].flops == 0.1234
     assert measured_on == {"device": "toy cuda:1"} and json.loads(path.read_text())["preset"] == "cpu"
+
+
+# ------------------------------------------------------------ what a step costs
+
+
+def costed(**options):
+    """Return a model of 2 blocks, width 12 and vocabulary 7, and a batch of 2 x 5 tokens."""
+    model = make_model(torch.float32, **options)
+    return model, make_batch()
+
+
+WEIGHTS = 2 * 12 * 12**2 + 12 * 7  # of all matrices that a token passes
+MIXING = 2 * 2 * 5 * 12  # q k^T and the mixed values, per token in two blocks
+FORWARD = 2 * 10 * (WEIGHTS + MIXING)
+
+
+def test_the_flops_of_a_step_and_of_its_update_by_hand():
+    model, batch = costed()
+    assert (step_flops(model, *batch), alignment_in_forward_passes(model, batch[0])) == (3 * FORWARD, 0.0)
+    model, batch = costed(method="fa", fa_grape=True, fa_grape_n_probe=3)
+    # Three probes through W and through B, and their outer product: 2 FLOPs each per weight and probe.
+    update = 3 * 2 * 3 * WEIGHTS
+    assert step_flops(model, *batch) == 3 * FORWARD + update
+    assert alignment_in_forward_passes(model, batch[0]) == pytest.approx(update / FORWARD, rel=1e-12)
+
+
+def test_an_anchor_costs_a_step_of_backpropagation():
+    model, batch = costed(method="dfa")
+    assert step_flops(model, *batch, anchor=True) == 3 * FORWARD != step_flops(model, *batch)
+
+
+def test_counting_leaves_the_model_alone():
+    model, batch = costed(method="fa", fa_grape=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    step_flops(model, *batch), alignment_in_forward_passes(model, batch[0]), step_bytes(model, *batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_memory_of_a_gpu_is_what_was_allocated_on_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: (1 + device.index) * 3 * 2**20)
+    assert peak_memory_mib(torch.device("cuda:1")) == 6.0
