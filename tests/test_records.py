@@ -514,6 +514,18 @@ def test_a_record_has_the_numbers_of_its_run(monkeypatch):
     assert record.anchor_steps == 2 and record.wall_time_s != record.tokens_per_s > 0
 
 
+def test_a_run_that_broke_down_took_time_and_measured_nothing(monkeypatch):
+    def fail(*args):
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(run_state, "training_step", fail)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=iter([10.0, 14.5]).__next__))
+    record, _ = execute(toy_spec(), toy_corpus())
+    assert (record.status, record.wall_time_s) == ("failed", 4.5)
+    assert record.best_val_loss is record.tokens_per_s is record.flops_per_token is None
+    assert record.parameters == record.curves == record.diagnostics == {}
+
+
 def test_the_sample_is_what_the_trained_model_writes_after_a_line_break():
     record, result = execute(toy_spec(), toy_corpus())
     vocabulary = toy_corpus().vocabulary
