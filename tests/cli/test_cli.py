@@ -414,6 +414,37 @@ def test_runs_that_diverged_at_different_steps_differ_between_machines():
     assert compare(there, there, 0.0).agrees
 
 
+def elsewhere(**changes):
+    return {"environment": {**toy_record().environment, "device": "elsewhere"}, **changes}
+
+
+@pytest.mark.parametrize("key", ["device", "threads", "torch", "python"])
+def test_another_device_thread_count_or_version_is_another_machine(key):
+    environment = {**toy_record().environment, key: "another"}
+    curves = {**toy_record().curves, "train_loss": [3.0, 2.25]}
+    here, there = toy_record(curves=curves), toy_record(environment=environment)
+    assert compare(there, here, 0.0).text.startswith(f"agrees: by 0 nats at most (another {key}: validation")
+    # On the same machine every curve must be equal; what else an environment says makes no other machine.
+    environment = {**toy_record().environment, "numpy": "another", "system": "another"}
+    assert compare(toy_record(environment=environment), here, 9.0).text.startswith("differs (same machine")
+
+
+@pytest.mark.parametrize("losses", [[3.0, 2.5], [3.5, 2.5], [3.375, 2.25], [3.5, 2.75]], ids=str)
+def test_the_largest_difference_may_be_the_tolerance_itself(losses):
+    there = toy_record(curves={**toy_record().curves, "val_loss": losses})  # here [3.25, 2.5]
+    found = compare(toy_record(**elsewhere()), there, 0.25)
+    assert found.agrees and found.text.startswith("agrees: by 0.25 nats at most (another device: ")
+    assert "may differ by 0.25 nats" in found.text
+    found = compare(toy_record(**elsewhere()), there, 0.2499)
+    assert not found.agrees and found.text.startswith("differs: by 0.25 nats at most")
+
+
+def test_curves_are_compared_to_the_last_digit_that_a_record_keeps():
+    unrounded, differing = ({**toy_record().curves, "lr": [1e-3 * (1 + d), 1e-4]} for d in (4e-7, 6e-6))
+    assert compare(toy_record(), toy_record(curves=unrounded), 0.0).agrees
+    assert not compare(toy_record(), toy_record(curves=differing), 0.0).agrees
+
+
 # export and import
 
 

@@ -1,10 +1,18 @@
+import dataclasses
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
+from cases import make_batch, make_model
 from torch import nn
 
 from localgpt_core import LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.config import preset
+from localgpt_core.experiments import bench
 from localgpt_core.experiments.bench import (
+    Row,
+    Variant,
     measure,
     read_rows,
     render,
@@ -13,8 +21,14 @@ from localgpt_core.experiments.bench import (
     with_torch_attention,
     write_rows,
 )
-from localgpt_core.experiments.suites import read_suite
-from localgpt_core.measure.cost import peak_step_bytes, step_bytes
+from localgpt_core.experiments.suites import Arm, read_suite
+from localgpt_core.measure.cost import (
+    alignment_in_forward_passes,
+    peak_memory_mib,
+    peak_step_bytes,
+    step_bytes,
+    step_flops,
+)
 
 
 def test_plain_linears_compute_the_same_function_and_gradients():
@@ -131,3 +145,151 @@ def test_a_tap_takes_no_memory(bias):
     assert peak_step_bytes(lambda: layer(x, taps)) < 1000
     assert taps[0].shape == (3, 10**6)
     assert isinstance(layer, nn.Linear)
+
+
+# ------------------------------------------------------------ the numbers of a row
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Steps that take what a script says: `clock.seconds` by batch size, and then 1 s each.
+
+    A step of the variant, whose batch is 4 and not 8, holds 300 bytes, one of the reference 200.
+    """
+    clock = SimpleNamespace(now=0.0, steps=[], seconds={})
+
+    def step(model, optimizer, config, idx, targets, number):
+        clock.steps.append((len(idx), idx.shape[1], config, model.config))
+        left = clock.seconds.get(len(idx), [])
+        clock.now += left.pop(0) if left else 1.0
+        return torch.zeros(300 if len(idx) == 4 else 200, dtype=torch.uint8)
+
+    monkeypatch.setattr(bench, "training_step", step)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def measured(monkeypatch, pairs, *variants):
+    monkeypatch.setattr(bench, "arms_of", lambda suite: variants)
+    return measure("tiny", torch.device("cpu"), pairs, lambda text: None, suite="a suite")
+
+
+WARM_UP = [100.0] * 3
+
+
+def test_every_number_of_a_row_by_hand(monkeypatch, clock):
+    clock.seconds = {4: WARM_UP + [6.0, 2.0, 8.0, 3.0, 5.0], 8: WARM_UP + [2.0, 1.0, 2.0, 1.0, 1.0]}
+    (row,) = measured(monkeypatch, 5, Variant("fa", {"method": "fa"}, train={"batch_size": 4}))
+    # Pair by pair 3, 2, 4, 3, 5; quartiles of five numbers lie half-way between their neighbours.
+    assert (row.time_low, row.time, row.time_high) == (2.5, 3.0, 4.5)
+    assert row.milliseconds == 5000.0
+    assert row.memory == 1.5  # 300 bytes over 200
+    assert row.flops == 0.5  # 4 sequences over 8
+    assert (row.name, row.update) == ("fa", 0.0)
+
+
+def test_one_pair_is_its_own_quartile(monkeypatch, clock):
+    clock.seconds = {4: [*WARM_UP, 6.0], 8: [*WARM_UP, 4.0]}
+    (row,) = measured(monkeypatch, 1, Variant("bp", train={"batch_size": 4}))
+    assert (row.time_low, row.time, row.time_high, row.milliseconds) == (1.5, 1.5, 1.5, 6000.0)
+
+
+def test_a_variant_is_measured_against_its_own_reference(monkeypatch, clock):
+    changed = []
+
+    def change(name):
+        return lambda model: changed.append((name, model.config.method)) or model
+
+    variant = Variant(
+        "grape",
+        {"method": "fa", "fa_grape": True},
+        against={"attn_mode": "softmax"},
+        train={"batch_size": 4, "freeze_body": True},
+        change=change("ours"),
+        change_reference=change("the reference"),
+    )
+    (row,) = measured(monkeypatch, 1, variant)
+    assert changed == [("ours", "fa"), ("the reference", "bp")]
+    built = {(size, block, c.freeze_body, m.method, m.attn_mode) for size, block, c, m in clock.steps}
+    assert built == {(4, 32, True, "fa", "sigmoid"), (8, 32, False, "bp", "softmax")}
+    assert row.update > 0.0  # the variant's own: backpropagation moves no feedback
+
+
+def test_what_a_variant_is_named_to_be_against_is_its_reference():
+    for variant in variants(32):
+        assert variant.against == ({"attn_mode": "softmax"} if "against softmax" in variant.name else {})
+        assert (variant.change_reference is not None) == ("against torch.nn.Linear" in variant.name)
+        assert (variant.change is not None) == variant.name.startswith("torch's")
+    arm = Arm("late", "late", {"method": "fa"}, {"freeze_body": True}, (1,), 0)
+    (variant,) = bench.arms_of(SimpleNamespace(arms=[arm]))
+    assert variant == Variant("late", {"method": "fa"}, train={"freeze_body": True})
+
+
+ROW = Row("fa", 12.3456, 1.25, 1.125, 1.5, 0.75, 0.8125, 2.375)
+
+
+def test_a_table_has_every_number_below_its_heading():
+    heading, line = render([dataclasses.replace(ROW, name="a longer name")]).splitlines()
+    below = {
+        "step time": "1.25",
+        "quartiles": "1.12 .. 1.50",
+        "step memory": "0.75",
+        "matmul FLOPs": "0.812",
+        "feedback update": "2.38 forward",
+    }
+    assert line.split() == ["a", "longer", "name", *" ".join(below.values()).split()]
+    for title, numbers in below.items():
+        start = heading.index(title)
+        assert numbers in line[start - 2 : start + len(title) + 4], title
+
+
+def test_rows_are_kept_with_four_digits_and_what_they_were_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "environment", lambda device: {"device": f"toy {device}"})
+    path = tmp_path / "rows.json"
+    write_rows([ROW, dataclasses.replace(ROW, name="dfa", flops=0.123449)], path, "cpu", "cuda:1")
+    rows, measured_on = read_rows(path)
+    assert rows["fa"] == dataclasses.replace(ROW, milliseconds=12.35)
+    assert rows["dfa"].flops == 0.1234
+    assert measured_on == {"device": "toy cuda:1"} and json.loads(path.read_text())["preset"] == "cpu"
+
+
+# ------------------------------------------------------------ what a step costs
+
+
+def costed(**options):
+    """Return a model of 2 blocks, width 12 and vocabulary 7, and a batch of 2 x 5 tokens."""
+    model = make_model(torch.float32, **options)
+    return model, make_batch()
+
+
+WEIGHTS = 2 * 12 * 12**2 + 12 * 7  # of all matrices that a token passes
+MIXING = 2 * 2 * 5 * 12  # q k^T and the mixed values, per token in two blocks
+FORWARD = 2 * 10 * (WEIGHTS + MIXING)
+
+
+def test_the_flops_of_a_step_and_of_its_update_by_hand():
+    model, batch = costed()
+    assert (step_flops(model, *batch), alignment_in_forward_passes(model, batch[0])) == (3 * FORWARD, 0.0)
+    model, batch = costed(method="fa", fa_grape=True, fa_grape_n_probe=3)
+    # Three probes through W and through B, and their outer product: 2 FLOPs each per weight and probe.
+    update = 3 * 2 * 3 * WEIGHTS
+    assert step_flops(model, *batch) == 3 * FORWARD + update
+    assert alignment_in_forward_passes(model, batch[0]) == pytest.approx(update / FORWARD, rel=1e-12)
+
+
+def test_an_anchor_costs_a_step_of_backpropagation():
+    model, batch = costed(method="dfa")
+    assert step_flops(model, *batch, anchor=True) == 3 * FORWARD != step_flops(model, *batch)
+
+
+def test_counting_leaves_the_model_alone():
+    model, batch = costed(method="fa", fa_grape=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    step_flops(model, *batch), alignment_in_forward_passes(model, batch[0]), step_bytes(model, *batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_memory_of_a_gpu_is_what_was_allocated_on_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: (1 + device.index) * 3 * 2**20)
+    assert peak_memory_mib(torch.device("cuda:1")) == 6.0

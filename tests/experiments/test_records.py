@@ -2,21 +2,26 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from cases import ALIGNMENT_FIELDS, GRAPE
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
 
 from localgpt_core.common import files
-from localgpt_core.common.environment import code_version
+from localgpt_core.common.environment import code_version, environment
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
 from localgpt_core.experiments import execution as runs
-from localgpt_core.experiments.execution import execute
+from localgpt_core.experiments.execution import execute, sample_text
 from localgpt_core.experiments.records import (
     RunRecord,
     export_bundle,
@@ -25,6 +30,7 @@ from localgpt_core.experiments.records import (
     read_record,
 )
 from localgpt_core.experiments.specs import RunSpec, resolve_spec
+from localgpt_core.training import state as run_state
 
 # The digest
 
@@ -597,3 +603,64 @@ def test_a_record_names_the_commit_that_the_environment_names(package, monkeypat
     monkeypatch.setattr(runs, "PACKAGE", package / "runs.py")
     record, _ = execute(toy_spec(), toy_corpus())
     assert (record.provenance["git_commit"], record.provenance["git_dirty"]) == ("a" * 40, None)
+
+
+# What the fields of a record are taken from
+
+
+def test_a_record_has_the_numbers_of_its_run(monkeypatch):
+    losses = iter([3.5, 2.5, 3.0, 2.0, 2.75])
+    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    spec = dataclasses.replace(toy_spec(method="dfa"), train=toy_train(anchor_interval=7))
+    record, result = execute(spec, toy_corpus())
+    assert (record.final_val_loss, record.best_val_loss) == (2.75, 2.0)
+    assert record.curves == result.curves and record.curves["val_loss"] == [3.5, 2.5, 3.0, 2.0, 2.75]
+    for name in ("wall_time_s", "tokens_per_s", "peak_memory_mib", "flops_per_token", "anchor_steps"):
+        assert getattr(record, name) == getattr(result, name), name
+    assert record.anchor_steps == 2 and record.wall_time_s != record.tokens_per_s > 0
+
+
+def test_a_run_that_broke_down_took_time_and_measured_nothing(monkeypatch):
+    def fail(*args):
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(run_state, "training_step", fail)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=iter([10.0, 14.5]).__next__))
+    record, _ = execute(toy_spec(), toy_corpus())
+    assert (record.status, record.wall_time_s) == ("failed", 4.5)
+    assert record.best_val_loss is record.tokens_per_s is record.flops_per_token is None
+    assert record.parameters == record.curves == record.diagnostics == {}
+
+
+def test_the_sample_is_what_the_trained_model_writes_after_a_line_break():
+    record, result = execute(toy_spec(), toy_corpus())
+    vocabulary = toy_corpus().vocabulary
+    assert record.sample == sample_text(result.model, vocabulary, "\n", 300, seed=0, temperature=0.8)
+    assert record.sample[0] == "\n" and len(record.sample) == 301
+    assert record.sample != sample_text(result.model, vocabulary, "\n", 300, seed=1, temperature=0.8)
+
+
+def test_start_and_end_are_before_and_after_the_training(monkeypatch):
+    hours = iter(range(24))
+    now = lambda zone: datetime(2026, 1, 1, next(hours), tzinfo=zone)  # noqa: E731
+    monkeypatch.setattr(runs, "datetime", SimpleNamespace(now=now))
+    original = runs.train
+    monkeypatch.setattr(runs, "train", lambda *args, **options: now(UTC) and original(*args, **options))
+    spec = dataclasses.replace(toy_spec(), train=toy_train(steps=1))
+    provenance = execute(spec, toy_corpus())[0].provenance
+    assert provenance["start"] == "2026-01-01T00:00:00+00:00"
+    assert provenance["end"] == "2026-01-01T02:00:00+00:00"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_environment_is_that_of_the_device(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Toy CPU: 2 GHz\nmodel name\t: other\n")
+    monkeypatch.setattr(sys.modules[environment.__module__], "Path", lambda name: tmp_path / Path(name).name)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    found = environment("cpu")
+    assert (found["device"], found["device_type"], found["threads"]) == ("Toy CPU: 2 GHz", "cpu", 7)
+    assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
+    assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    found = environment("cuda:1")
+    assert (found["device"], found["device_type"]) == ("GPU 1", "cuda")

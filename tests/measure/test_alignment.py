@@ -124,6 +124,27 @@ def test_an_exact_gradient_at_the_numerical_floor_is_not_a_number():
     assert found.residual_rms[0] > 1e8
 
 
+class TwoNumbers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.large, self.small = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+
+@pytest.mark.parametrize(("size", "says_something"), [(2e-6, True), (5e-7, False)])
+def test_the_numerical_floor_is_eight_roundings_of_the_largest_gradient(size, says_something):
+    model = TwoNumbers()
+    found = alignment(model, None, None, loss=lambda: (100 * model.large + 100 * size * model.small).sum())
+    assert found.cosine["large"] == found.norm_ratio["large"] == 1
+    assert math.isnan(found.cosine["small"]) == math.isnan(found.norm_ratio["small"]) != says_something
+
+
+def test_without_any_gradient_nothing_descends():
+    model = TwoNumbers()
+    found = alignment(model, None, None, loss=lambda: (0 * model.large).sum())
+    assert found.exact_norm == {"large": 0.0, "small": 0.0}
+    assert not found.descends and math.isnan(found.total_cosine)
+
+
 def test_a_model_without_trained_parameters_is_refused():
     with pytest.raises(ValueError, match="model: has no parameter that requires a gradient"):
         alignment(make_model().requires_grad_(False), *make_batch())

@@ -24,6 +24,7 @@ from localgpt_core.experiments.scheduler import missing_runs
 from localgpt_core.experiments.suites import Arm, PlannedRun, read_suite
 from localgpt_core.measure import inside as internals
 from localgpt_core.measure.alignment import alignment, feedback_cosines
+from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.training.loop import train
 from localgpt_core.training.state import RunState
 from localgpt_core.training.step import build_model, build_optimizer, is_anchor, training_step
@@ -118,6 +119,46 @@ def test_a_resumed_run_has_the_diagnostics_of_an_uninterrupted_one(monkeypatch, 
     assert first.status == "interrupted"
     result = train(model, config, toy_corpus(), checkpoint=path, resume=True, diagnose_every=7)
     assert result.diagnostics == whole.diagnostics and result.curves == whole.curves
+
+
+def four_digits(values: dict[str, float]) -> dict[str, list[float]]:
+    return {name: [float(f"{value:.4g}")] for name, value in values.items()}
+
+
+def test_what_is_measured_has_its_names_four_digits_and_the_draws_of_its_step():
+    model, (idx, targets), (text, _) = make_model(method="dfa"), make_batch(), make_batch(rows=9, seed=6)
+    found: Diagnostics = {}
+    measure_into(found, model, idx, targets, text, 3)
+    expected = alignment(model, idx, targets, seed=3)
+    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim == 2]
+    assert found == {
+        "step": [3],
+        "total_cosine": [float(f"{expected.total_cosine:.4g}")],
+        "descends": [float(expected.descends)],
+        **{
+            name: [[float(f"{value:.4g}") for value in getattr(expected, name)]]
+            for name in ("residual_rms", "rule_rms", "exact_rms")
+        },
+        "cosine": four_digits({name: expected.cosine[name] for name in matrices}),
+        "norm_ratio": four_digits({name: expected.norm_ratio[name] for name in matrices}),
+        "feedback": four_digits(feedback_cosines(model, idx, seed=3)),
+        "radial": four_digits(internals.radial_shares(model, idx, targets)),
+        "concentration": four_digits(internals.concentration(model, text)),
+        "gates": {},
+        "unused": {},
+        "entropy": {},
+    }
+    assert found["feedback"] != four_digits(feedback_cosines(model, idx, seed=0))
+
+
+def test_a_number_that_says_nothing_is_none_in_every_place():
+    model, (idx, targets) = make_model(method="fa"), make_batch()
+    model.head.feedback_weight.zero_()
+    found: Diagnostics = {}
+    measure_into(found, model, idx, targets, idx, 0)
+    assert found["cosine"].pop("head.weight") == [1.0]
+    assert len(found["cosine"]) == 14 and all(values == [None] for values in found["cosine"].values())
+    assert found["feedback"].pop("head") == [None] and None not in found["feedback"].values()
 
 
 def test_the_interval_is_checked():

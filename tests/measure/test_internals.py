@@ -1,6 +1,7 @@
 """What goes on inside a model: counts, shares and gates, against slow versions and planted cases."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,21 @@ def test_concentration_against_a_loop():
                 units += 1
             shares.append(units / len(power))
         assert found[f"blocks.{i}"] == pytest.approx(sum(shares) / len(shares), rel=1e-9)
+
+
+def test_concentration_by_hand():
+    class Toy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Identity()
+            self.blocks = [SimpleNamespace(mlp=SimpleNamespace(proj=self.proj))]
+
+        def forward(self, hidden):
+            self.proj(hidden)
+
+    # Of 9 + 1 the first unit carries exactly 90 %; equal units are all needed; of 8 + 2 both are.
+    tokens = torch.tensor([[[0.0, -3, 0, 1], [1, 1, 1, -1], [8**0.5, 0, 0, 2**0.5]]], dtype=torch.float64)
+    assert concentration(Toy(), tokens) == {"blocks.0": pytest.approx((1 / 4 + 1 + 2 / 4) / 3, abs=1e-12)}
 
 
 # ------------------------------------------------------------ norms

@@ -20,6 +20,7 @@ CASES = [
     ({"subspace_rank": 4, "subspace_mode": "constrain", "freeze_emb": True}, (64 + 3, 64, 0)),
     ({"resid_topk": 3, "vq_codes": 1000, "subspace_rank": 2}, (26, 32, 0)),
     ({"method": "dfa"}, (192, 192, 112)),
+    ({"method": "dfa", "dfa_granularity": "sublayer"}, (192, 0, 112)),
     ({"method": "dfa", "dfa_granularity": "block"}, (192, 0, 112)),
     ({"method": "dfa", "dfa_granularity": "block", "subspace_rank": 4}, (64, 0, 112)),
 ]
@@ -33,6 +34,16 @@ def test_bits_by_hand(options, expected):
 def test_only_the_boundaries_with_a_bottleneck_are_narrow():
     config = LocalGPTConfig(**SIZES, vq_codes=4, bottleneck_at="1")
     assert [stage_message(config, block).forward for block in (0, 1)] == [192, 18]
+
+
+@pytest.mark.parametrize(
+    ("options", "narrow"),
+    [({"resid_topk": 3}, (56, 48, 0)), ({"subspace_rank": 4}, (64, 64, 0))],
+    ids=["resid_topk", "subspace"],
+)
+def test_neither_winners_nor_a_subspace_narrow_another_boundary(options, narrow):
+    config = LocalGPTConfig(**SIZES, **options, bottleneck_at="1")
+    assert [stage_message(config, i) for i in (0, 1)] == [StageMessage(192, 192, 0), StageMessage(*narrow)]
 
 
 def test_the_block_is_checked():

@@ -1,5 +1,7 @@
 """Comparisons of arms, and the figures of what a rule did over training."""
 
+import dataclasses
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -121,6 +123,24 @@ def test_close_means_the_whole_interval(found):
     assert found.within("close", "bp", 0.005) == "no"
     assert found.within("close", "bp", 0.009) == "open"
     assert found.within("few", "bp", 9.0) == "not enough runs"
+
+
+def test_an_interval_that_contains_the_limit_decides_nothing(found):
+    runs = found.runs.copy()
+    runs.loc[runs["arm"] == "fa", "final_val_loss"] = [2.0, 2.3, 2.2]
+    changed = dataclasses.replace(found, runs=runs)
+    # Differences 0, 0.2 and 0: mean 0.067, half-width 4.30265 * 0.11547 / sqrt(3) = 0.287.
+    assert changed.difference("fa", "bp") == pytest.approx((0.2 / 3, 0.28684, 3), rel=1e-4)
+    assert changed.verdict("fa", "bp") == changed.verdict("bp", "fa") == "not clearly apart"
+    assert changed.within("fa", "bp", 0.0) == changed.within("fa", "bp", 0.1) == "open"
+    assert (changed.within("fa", "bp", -0.23), changed.within("fa", "bp", 0.36)) == ("no", "yes")
+
+
+def test_a_divergence_of_either_side_is_named_before_the_pairs_are_counted(found):
+    assert found.verdict("bp", "wild") == "reference diverged (1 of its runs)"  # two pairs are left
+    runs = found.runs.copy()
+    runs.loc[runs["status"] == "diverged", "status"] = "failed"
+    assert dataclasses.replace(found, runs=runs).verdict("wild", "bp") == "not enough runs"
 
 
 def test_the_share_of_the_gap_is_paired(found):

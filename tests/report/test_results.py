@@ -1,3 +1,5 @@
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -69,6 +71,40 @@ def test_results_hold_what_is_recorded_and_say_where_it_is_from(book):
         found.final_loss("xx")
     with pytest.raises(ValueError, match="field='nonsense'"):
         found.with_fields("nonsense")
+
+
+def test_only_finished_runs_have_a_final_loss(book):
+    found = load_results("toys")
+    late = next(found.of_arm("late"))
+    planted = {late.digest: dataclasses.replace(late, final_val_loss=9.0)}
+    mean, _, n = dataclasses.replace(found, records=found.records | planted).final_loss("late")
+    assert np.isnan(mean) and n == 0
+
+
+def test_every_device_and_the_recorded_seeds_are_named(book):
+    found = load_results("toys")
+    digest = found.runs["digest"][1]
+    elsewhere = {"device": "a GPU", "threads": 1, "torch": "2", "python": "3"}
+    records = found.records | {digest: dataclasses.replace(found.records[digest], environment=elsewhere)}
+    assert " on a GPU and toy; " in dataclasses.replace(found, records=records).origin()
+    late = dataclasses.replace(found, runs=found.runs.query("arm == 'late'"))
+    assert "1 of 6 runs recorded, preset tiny, seeds 1, on toy" in late.origin()
+
+
+def test_fields_stand_in_the_row_of_their_run(book):
+    runs = load_results("toys").with_fields("seed", "method", "steps")
+    assert runs["seed"].tolist() == [1, 2, 1, 2, 1]
+    assert runs["method"].tolist() == ["bp", "bp", "fa", "fa", "fa"]
+    assert runs["steps"].tolist() == [20] * 5
+
+
+def test_curves_hold_every_point_of_every_run(book):
+    curves = load_results("toys").curves()
+    assert list(curves.columns) == ["arm", "label", "seed", "step", "tflops", "val_loss"]
+    (point,) = curves.query("arm == 'bp' and seed == 2 and step == 20").to_dict("records")
+    # The record's 5000 FLOPs for each of 20 steps of 8 sequences of 32 characters.
+    assert point["tflops"] == pytest.approx(20 * 8 * 32 * 5000 / 1e12)
+    assert (point["label"], point["val_loss"]) == ("backprop", 2.2)
 
 
 def test_results_that_nobody_made_say_so(book):

@@ -205,3 +205,57 @@ def test_a_table_for_a_notebook_has_a_caption_and_a_scope_for_each_heading():
     html = shown._repr_html_()
     assert "<caption>What was measured.</caption>" in html and html.count('scope="col"') == 2
     assert "bp" in html and repr(shown) == "table"
+
+
+# What the columns are taken from
+
+
+def worked(records, **changes):
+    """Return ``records`` with 10^9 FLOPs per token and 2000 tokens times the seed; some have no tokens."""
+    found = {}
+    for digest, record in records.items():
+        own = {"flops_per_token": 1e9, "curves": {"tokens": [1000, 2000 * record.seed]}}
+        if record.status == "failed":
+            own = {"flops_per_token": None, "curves": {}}
+        elif record.arm == "alone":
+            own = {"flops_per_token": 1e9, "curves": {}}
+        unfinished = {} if record.status == "finished" else changes
+        found[digest] = dataclasses.replace(record, **own, **unfinished)
+    return found
+
+
+def test_work_is_that_of_the_last_step_and_averaged_over_every_run_that_has_any(suite, records):
+    runs = suite_runs(suite, worked(records), toy_corpus())
+    assert runs["tflops"].tolist() == pytest.approx([2, np.nan, 6, 2, 4, 6, np.nan, 2, 4], nan_ok=True)
+    # fa: seeds 1 and 3; broken: two runs that diverged did their work all the same.
+    assert arm_table(runs)["TFLOPs"].tolist() == ["4.00", "4.00", "-", "3.00"]
+
+
+def test_losses_of_runs_that_did_not_finish_count_nowhere(suite, records):
+    planted = worked(records, final_val_loss=0.5, best_val_loss=0.25)
+    runs = suite_runs(suite, planted, toy_corpus())
+    table = arm_table(runs).set_index("arm")
+    assert table["final loss"].tolist() == ["2.600", "2.000", "2.250", "-"]
+    assert table["best"].tolist() == ["2.000", "1.400", "1.750", "-"]
+    assert paired_difference(runs, "fa", "bp")[2] == 2 and paired_difference(runs, "broken", "bp")[2] == 0
+
+
+def test_a_table_of_all_records_has_every_column_and_an_order():
+    specs = [toy_spec(2, method="fa"), toy_spec(1, method="fa"), toy_spec(1)]
+    records = {spec.digest: toy_record(spec, best_val_loss=2.25 + spec.seed) for spec in specs}
+    runs = all_runs(records)
+    assert runs.to_dict("list") == {
+        "arm": ["toys/bp (tiny)", "toys/fa (tiny)", "toys/fa (tiny)"],
+        "label": ["bp", "fa", "fa"],
+        "seed": [1, 1, 2],
+        "status": ["finished"] * 3,
+        "final_val_loss": [2.5] * 3,
+        "best_val_loss": [3.25, 3.25, 4.25],
+        "tflops": [pytest.approx(420 * 5000 / 1e12)] * 3,
+        "digest": [toy_spec(1).digest, toy_spec(1, method="fa").digest, toy_spec(2, method="fa").digest],
+    }
+
+
+def test_the_interval_of_two_values_by_hand():
+    # The 97.5 % quantile of t with 1 degree of freedom is 12.7062; the standard deviation is 0.2 / sqrt(2).
+    assert interval([1.4, 1.6]) == pytest.approx((1.5, 12.706204736 * 0.1), rel=1e-9)

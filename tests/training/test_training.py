@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import interrupt_after, toy_corpus, toy_model, toy_spec, toy_text, toy_train
 
 from localgpt_core.config import TrainConfig
+from localgpt_core.corpus.batches import batch
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
 from localgpt_core.layers.bottlenecks import VQResidualDir
@@ -873,3 +875,92 @@ def test_where_the_system_keeps_no_account_the_peak_is_that_of_the_process(monke
     monkeypatch.setattr(cost, "STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("Name:\tpython\nVmPeak:\t  9 kB\nVmHWM:\t    2560 kB\n")
     assert peak_memory_mib(torch.device("cpu")) == 2.5
+
+
+# ------------------------------------------------------------ what the numbers of a run are taken from
+
+
+def test_the_validation_loss_is_measured_on_the_validation_split():
+    corpus, config = toy_corpus(), toy_train(lr=1e-2, precision="float64")
+    result = train(toy_model(), config, corpus)
+    model = result.model.eval()
+    found, seen = (mean_loss_one_by_one(model, ids) for ids in (corpus.val, corpus.train))
+    assert result.final_val_loss == pytest.approx(found, rel=1e-12)
+    assert abs(found - seen) > 1e-3
+
+
+def training_batch(step, config, block_size=7):
+    ids = toy_corpus().train
+    return batch(ids, batch_size=config.batch_size, block_size=block_size, seed=config.seed, step=step)[0]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_codebook_is_fitted_to_the_inputs_of_the_first_32_batches(monkeypatch, start):
+    given, config = [], toy_train(steps=3, seed=5, vq_start=start)
+    original = LocalGPT.fit_codebooks
+    monkeypatch.setattr(
+        LocalGPT, "fit_codebooks", lambda self, text, *key: given.append(text) or original(self, text, *key)
+    )
+    train(toy_model(vq_codes=6, vq_init="kmeans"), config, toy_corpus())
+    (text,) = given
+    assert torch.equal(text, torch.cat([training_batch(i, config) for i in range(32)]))
+
+
+def test_every_alignment_before_the_first_step_sees_its_own_batch(monkeypatch):
+    seen, config = [], toy_train(seed=5)
+    model = toy_model(method="dfa", fa_grape=True, fa_grape_start=3)
+    original = LocalGPT.align_feedback
+
+    def align(self, *key, idx=None):
+        if "start" in key:
+            seen.append((key, idx))
+        return original(self, *key, idx=idx)
+
+    monkeypatch.setattr(LocalGPT, "align_feedback", align)
+    RunState(model, config, toy_corpus(), torch.device("cpu"))
+    assert [key for key, _ in seen] == [(5, "start", i) for i in range(3)]
+    assert all(torch.equal(idx, training_batch(i, config)) for i, (_, idx) in enumerate(seen))
+
+
+def test_times_are_those_of_every_part_of_a_resumed_run(monkeypatch, tmp_path):
+    """A training step takes 2 s, then 4 s; an evaluation 5 s; between the two parts a day goes by."""
+    now, path, config = [0.0], tmp_path / "c.safetensors", toy_train(steps=10)
+
+    def taking(seconds, function):
+        def slow(*args):
+            now[0] += seconds
+            return function(*args)
+
+        return slow
+
+    step = run_state.training_step
+    monkeypatch.setattr(run_state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(run_state, "training_step", taking(2.0, step))
+    monkeypatch.setattr(run_state, "evaluate", taking(5.0, run_state.evaluate))
+    report = interrupt_at_report(7, "train_loss")
+    first = train(toy_model(), config, toy_corpus(), checkpoint=path, report=report)
+    assert (first.steps_done, first.wall_time_s) == (7, 7 * 2 + 2 * 5)
+    assert first.tokens_per_s == 7 * 21 / 14
+    now[0] += 86400
+    monkeypatch.setattr(run_state, "training_step", taking(4.0, step))
+    whole = train(toy_model(), config, toy_corpus(), checkpoint=path, resume=True)
+    assert whole.wall_time_s == 7 * 2 + 3 * 4 + 3 * 5
+    assert whole.tokens_per_s == 10 * 21 / (7 * 2 + 3 * 4)
+
+
+@pytest.mark.parametrize("freeze_body", [False, True])
+def test_the_flops_of_a_token_by_hand(freeze_body):
+    config = toy_train(freeze_body=freeze_body)
+    found = RunState(toy_model(), config, toy_corpus(), torch.device("cpu")).flops_per_token
+    width, context, vocabulary = 8, 7, toy_corpus().vocab_size
+    body, mixing, head = 12 * width**2, 2 * context * width, vocabulary * width
+    # A product of matrices forward has two backward; a weight that is not trained needs only the error's.
+    passes = 3 * (body + mixing + head) - (body if freeze_body else 0)
+    assert found == 2 * passes
+
+
+def test_a_run_that_stops_early_counts_the_anchors_it_took():
+    config = toy_train(anchor_interval=3)
+    report = interrupt_at_report(8, "train_loss")
+    result = train(toy_model(method="fa"), config, toy_corpus(), report=report)
+    assert (result.status, result.steps_done, result.anchor_steps) == ("interrupted", 8, 2)
