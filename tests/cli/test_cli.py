@@ -15,8 +15,9 @@ from toys import interrupt_after, toy_record, toy_text
 
 from localgpt_core.cli import commands as cli_module
 from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.corpus import Corpus
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.records import load_records, read_record
+from localgpt_core.experiments.records import RunRecord, load_records, read_record
 from localgpt_core.experiments.verification import compare
 from localgpt_core.training.checkpoints import load_checkpoint
 
@@ -437,6 +438,14 @@ def test_the_largest_difference_may_be_the_tolerance_itself(losses):
     assert "may differ by 0.25 nats" in found.text
     found = compare(toy_record(**elsewhere()), there, 0.2499)
     assert not found.agrees and found.text.startswith("differs: by 0.25 nats at most")
+
+
+def test_runs_that_diverged_in_the_same_evaluation_are_compared_before_it():
+    curves = {**toy_record().curves, "val_loss": [3.25, math.nan]}
+    ended = {"status": "diverged", "final_val_loss": None}
+    there = RunRecord.from_json(toy_record(**ended, **elsewhere(curves=curves)).to_json())
+    again = toy_record(**ended, curves={**curves, "val_loss": [3.0, math.nan]})
+    assert compare(there, again, 0.25).text.startswith("agrees: by 0.25 nats at most")
 
 
 def test_curves_are_compared_to_the_last_digit_that_a_record_keeps():

@@ -661,6 +661,11 @@ def test_the_environment_is_that_of_the_device(monkeypatch, tmp_path):
     assert (found["device"], found["device_type"], found["threads"]) == ("Toy CPU: 2 GHz", "cpu", 7)
     assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
     assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    monkeypatch.setattr(runs, "environment", lambda device: {"device": f"that of {device}"})
+    record, _ = execute(
+        dataclasses.replace(toy_spec(), train=toy_train(steps=1)), toy_corpus(), device="cpu:0"
+    )
+    assert record.environment == {"device": "that of cpu:0"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     found = environment("cuda:1")
     assert (found["device"], found["device_type"]) == ("GPU 1", "cuda")

@@ -964,3 +964,15 @@ def test_a_run_that_stops_early_counts_the_anchors_it_took():
     report = interrupt_at_report(8, "train_loss")
     result = train(toy_model(method="fa"), config, toy_corpus(), report=report)
     assert (result.status, result.steps_done, result.anchor_steps) == ("interrupted", 8, 2)
+
+
+def test_without_a_finite_validation_loss_there_is_no_best_one(monkeypatch):
+    monkeypatch.setattr(run_state, "evaluate", lambda *args: math.inf)
+    result = train(toy_model(), toy_train(), toy_corpus())
+    assert (result.status, result.steps_done) == ("diverged", 0) and math.isnan(result.best_val_loss)
+
+
+def test_an_evaluation_has_the_precision_of_its_run():
+    model, ids = build_model(toy_model(), toy_train()), toy_corpus().val
+    exact, rounded = (evaluate(model, ids, toy_train(precision=p)) for p in ("float32", "bfloat16"))
+    assert 1e-7 < abs(exact - rounded) < 0.02
