@@ -89,7 +89,7 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="nats, where the machine differs")] = 0.02,
 ) -> None:
     """Run a record's spec again and compare the curves."""
-    from localgpt_core.experiments.verification import compare
+    from localgpt_core.experiments.verification import judge
 
     settings = RunSettings(device=device, threads=threads)
     found = load_records(records, say)
@@ -102,7 +102,7 @@ def verify(
         again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
     if again is None:
         raise typer.Exit(130)
-    verdict = compare(recorded, again, tolerance)
+    verdict = judge(recorded, again, tolerance)
     print(verdict.text)
     if not verdict.agrees:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from localgpt_core.experiments.records import (
 from localgpt_core.experiments.scheduler import SuiteRun, missing_runs
 from localgpt_core.experiments.specs import RunSpec, resolve_spec
 from localgpt_core.experiments.suites import Arm, PlannedRun, Suite, read_suite
-from localgpt_core.experiments.verification import Verdict, compare
+from localgpt_core.experiments.verification import Verdict, judge
 
 __all__ = [
     "Arm",
@@ -28,7 +28,7 @@ __all__ = [
     "Suite",
     "SuiteRun",
     "Verdict",
-    "compare",
+    "judge",
     "execute",
     "export_bundle",
     "import_bundle",

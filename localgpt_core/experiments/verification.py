@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from localgpt_core.experiments.records import RunRecord
 
-__all__ = ["Verdict", "compare"]
+__all__ = ["Verdict", "judge"]
 
 Curves = dict[str, list[float | None]]
 
@@ -19,7 +19,7 @@ class Verdict:
     text: str
 
 
-def compare(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
+def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
     """Compare a record with its repetition.
 
     On the same kind of machine, with the same threads and software, the curves must be equal to the last

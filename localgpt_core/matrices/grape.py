@@ -43,20 +43,20 @@ def align_to_weight(
     in_features = weight.shape[1]
     probes = torch.randn(n_probe, in_features, generator=generator, device=weight.device, dtype=weight.dtype)
     response = probes @ weight.T
-    estimate = probes @ feedback.T
+    predicted = probes @ feedback.T
     response_norm = response.norm(dim=1, keepdim=True)
-    estimate_norm = estimate.norm(dim=1, keepdim=True)
-    total, total_estimate = response_norm.norm(), estimate_norm.norm()
-    alive = (total > tiny) & (total_estimate > tiny)
+    predicted_norm = predicted.norm(dim=1, keepdim=True)
+    total, total_predicted = response_norm.norm(), predicted_norm.norm()
+    alive = (total > tiny) & (total_predicted > tiny)
 
     direction = response / response_norm.clamp_min(tiny)
-    estimate /= estimate_norm.clamp_min(tiny)
-    cosine = (direction * estimate).sum(dim=1, keepdim=True)
+    predicted /= predicted_norm.clamp_min(tiny)
+    cosine = (direction * predicted).sum(dim=1, keepdim=True)
     rate = lr * n_probe / (n_probe + in_features + 1)
     # |v W^T| is |W|_F on average: it gives the unit-free direction the size of the weight.
     size = total / n_probe**0.5
-    direction.addcmul_(cosine, estimate, value=-1).mul_(alive * size * (rate / n_probe))
-    feedback.mul_(torch.where(alive, total / total_estimate, 1.0))
+    direction.addcmul_(cosine, predicted, value=-1).mul_(alive * size * (rate / n_probe))
+    feedback.mul_(torch.where(alive, total / total_predicted, 1.0))
     torch.addmm(feedback, direction.T, probes, out=feedback)
 
 

@@ -114,7 +114,7 @@ class RunState:
         self.train_time_s = 0.0
         self.earlier_s = 0.0
         self.started = time.perf_counter()
-        self.interval = max(1, config.steps // CURVE_POINTS)
+        self.curve_interval = max(1, config.steps // CURVE_POINTS)
         self.stepped = torch.compile(self.model) if config.compile else self.model
         self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
         reset_peak_memory(device)  # the count of FLOPs, on a copy, is not part of the run
@@ -197,7 +197,7 @@ class RunState:
             self._quantise_when_due()
         self.pending.append(loss)
         point = None
-        if self.step % self.interval == 0 or self.step == self.config.steps:
+        if self.step % self.curve_interval == 0 or self.step == self.config.steps:
             # The only place where the loop waits for the device.
             losses = torch.stack(self.pending).double()
             point = losses.mean().item()

@@ -16,9 +16,8 @@ from toys import interrupt_after, toy_record, toy_text
 from localgpt_core.cli import commands as cli_module
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
-from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord, load_records, read_record
-from localgpt_core.experiments.verification import compare
+from localgpt_core.experiments.verification import judge
 from localgpt_core.training.checkpoints import load_checkpoint
 
 try:
@@ -372,28 +371,26 @@ def measured(losses, steps=(0, 20), status="finished", **environment):
     ],
 )
 def test_a_loss_that_one_side_lacks_is_a_difference(losses, again, agrees, elsewhere):
-    found = compare(
-        measured(losses, status="diverged"), measured(again, status="diverged", **elsewhere), 0.02
-    )
+    found = judge(measured(losses, status="diverged"), measured(again, status="diverged", **elsewhere), 0.02)
     assert found.agrees == agrees and found.text.startswith("agrees" if agrees else "differs")
 
 
 def test_elsewhere_the_evaluations_must_be_at_the_same_steps():
-    found = compare(measured([3.25, 2.5]), measured([3.25, 2.5], (0, 10), device="another"), 0.02)
+    found = judge(measured([3.25, 2.5]), measured([3.25, 2.5], (0, 10), device="another"), 0.02)
     assert (found.agrees, found.text) == (False, "differs: evaluated at steps [0, 20], now [0, 10]")
-    found = compare(measured([3.25, 2.5]), measured([3.25], (0,), device="another"), 0.02)
+    found = judge(measured([3.25, 2.5]), measured([3.25], (0,), device="another"), 0.02)
     assert (found.agrees, found.text) == (False, "differs: 2 evaluations recorded, now 1")
-    found = compare(measured([], ()), measured([], (), device="another"), 0.02)
+    found = judge(measured([], ()), measured([], (), device="another"), 0.02)
     assert (found.agrees, found.text) == (False, "differs: 0 evaluations recorded, now 0")
 
 
 def test_a_record_that_does_not_say_where_it_was_made_was_made_elsewhere():
     bare = dataclasses.replace(measured([3.25, 2.5]), environment={})
-    found = compare(bare, measured([3.25, 2.51]), 0.02)
+    found = judge(bare, measured([3.25, 2.51]), 0.02)
     assert found.agrees
     assert found.text.startswith("agrees: by 0.01 nats at most (unknown device, threads, torch, python: ")
     some = dataclasses.replace(measured([3.25, 2.5]), environment={"device": "toy", "torch": "1"})
-    found = compare(some, measured([3.25, 2.53]), 0.02)
+    found = judge(some, measured([3.25, 2.53]), 0.02)
     assert not found.agrees and "(another torch; unknown threads, python: " in found.text
 
 
@@ -408,11 +405,11 @@ def test_runs_that_diverged_at_different_steps_differ_between_machines():
     ended = {"status": "diverged", "final_val_loss": None}
     here = toy_record(**ended, environment={**toy_record().environment, "device": "here"})
     there = toy_record(**ended, curves={**curves, "val_step": [0], "val_loss": [3.25]})
-    verdict = compare(there, here, 1.0)
+    verdict = judge(there, here, 1.0)
     assert not verdict.agrees and verdict.text == "differs: 1 evaluations recorded, now 2"
     nothing = {**curves, "val_loss": [math.nan, math.nan]}
-    assert not compare(toy_record(curves=nothing), dataclasses.replace(here, status="finished"), 1.0).agrees
-    assert compare(there, there, 0.0).agrees
+    assert not judge(toy_record(curves=nothing), dataclasses.replace(here, status="finished"), 1.0).agrees
+    assert judge(there, there, 0.0).agrees
 
 
 def elsewhere(**changes):
@@ -424,19 +421,19 @@ def test_another_device_thread_count_or_version_is_another_machine(key):
     environment = {**toy_record().environment, key: "another"}
     curves = {**toy_record().curves, "train_loss": [3.0, 2.25]}
     here, there = toy_record(curves=curves), toy_record(environment=environment)
-    assert compare(there, here, 0.0).text.startswith(f"agrees: by 0 nats at most (another {key}: validation")
+    assert judge(there, here, 0.0).text.startswith(f"agrees: by 0 nats at most (another {key}: validation")
     # On the same machine every curve must be equal; what else an environment says makes no other machine.
     environment = {**toy_record().environment, "numpy": "another", "system": "another"}
-    assert compare(toy_record(environment=environment), here, 9.0).text.startswith("differs (same machine")
+    assert judge(toy_record(environment=environment), here, 9.0).text.startswith("differs (same machine")
 
 
 @pytest.mark.parametrize("losses", [[3.0, 2.5], [3.5, 2.5], [3.375, 2.25], [3.5, 2.75]], ids=str)
 def test_the_largest_difference_may_be_the_tolerance_itself(losses):
     there = toy_record(curves={**toy_record().curves, "val_loss": losses})  # here [3.25, 2.5]
-    found = compare(toy_record(**elsewhere()), there, 0.25)
+    found = judge(toy_record(**elsewhere()), there, 0.25)
     assert found.agrees and found.text.startswith("agrees: by 0.25 nats at most (another device: ")
     assert "may differ by 0.25 nats" in found.text
-    found = compare(toy_record(**elsewhere()), there, 0.2499)
+    found = judge(toy_record(**elsewhere()), there, 0.2499)
     assert not found.agrees and found.text.startswith("differs: by 0.25 nats at most")
 
 
@@ -445,13 +442,13 @@ def test_runs_that_diverged_in_the_same_evaluation_are_compared_before_it():
     ended = {"status": "diverged", "final_val_loss": None}
     there = RunRecord.from_json(toy_record(**ended, **elsewhere(curves=curves)).to_json())
     again = toy_record(**ended, curves={**curves, "val_loss": [3.0, math.nan]})
-    assert compare(there, again, 0.25).text.startswith("agrees: by 0.25 nats at most")
+    assert judge(there, again, 0.25).text.startswith("agrees: by 0.25 nats at most")
 
 
 def test_curves_are_compared_to_the_last_digit_that_a_record_keeps():
     unrounded, differing = ({**toy_record().curves, "lr": [1e-3 * (1 + d), 1e-4]} for d in (4e-7, 6e-6))
-    assert compare(toy_record(), toy_record(curves=unrounded), 0.0).agrees
-    assert not compare(toy_record(), toy_record(curves=differing), 0.0).agrees
+    assert judge(toy_record(), toy_record(curves=unrounded), 0.0).agrees
+    assert not judge(toy_record(), toy_record(curves=differing), 0.0).agrees
 
 
 # export and import
