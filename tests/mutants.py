@@ -1,0 +1,138 @@
+"""Change the package in one place, run the tests that should notice, and say which changes nobody noticed.
+
+    make mutants                               160 changes drawn from all modules, on two copies side by side
+    make mutants ARGS="--number 40 --seed 2"   another sample
+    make mutants ARGS="--only layers/linear"   of one module or room
+
+cosmic-ray finds the places (an operator, a number, a condition, an exception, a decorator, a loop); they are
+drawn with equal chances, and then one of the changes that a place has. Only clones of the commit at HEAD are
+changed: what is not committed is not seen. mutants.toml says what is left out and which tests look where.
+
+A change that makes a test fail, or run out of time, is killed. One that survives is printed with its diff:
+either it changes nothing that can be observed (it is equivalent, and counts against nobody), or a test is
+missing: write it, see it red under the change and green without.
+"""
+
+import argparse
+import ast
+import difflib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).parents[1]
+CONFIG = tomllib.loads((ROOT / "tests/mutants.toml").read_text())
+COPIES = 2
+FATES = {False: "killed", None: "timed out", True: "survived"}
+
+
+def places(module: str) -> list[list[tuple[str, str, int, int]]]:
+    """Return for each place of ``module`` its changes: module, operator, occurrence, line."""
+    source = (ROOT / "localgpt_core" / module).read_text()
+    figure, left_out = module in CONFIG["figures"], []
+    for node in ast.walk(ast.parse(source)):
+        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        parts += [node.value] if figure and isinstance(node, ast.keyword) else []
+        ends = [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset)) for p in parts if p]
+        left_out += [(start, end, isinstance(node, ast.keyword)) for start, end in ends]
+    found, nodes = {}, list(ast_nodes(get_ast(source)))
+    for name in operator_names():
+        if get_operator(name).arguments() or name.endswith(tuple(CONFIG["operators"])):
+            continue
+        spots = [spot for node in nodes for spot in get_operator(name)().mutation_positions(node)]
+        for i, (start, end) in enumerate(spots):
+            around = [numbers for a, b, numbers in left_out if a <= start and end <= b]
+            if not any("Number" in name or not numbers for numbers in around):
+                found.setdefault((start, end), []).append((module, name, i, start[0]))
+    return list(found.values())
+
+
+def tests_of(module: str) -> tuple[str, ...]:
+    """Return the test files for ``module``: its namesake first, then those that import it, then the rest."""
+    name, table = module.removesuffix(".py"), CONFIG["tests"]
+    room, stem = name.split("/")
+    listed = [ROOT / path for path in table.get(name, table.get(room, [f"tests/{room}"]))]
+    files = [f for path in listed for f in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
+    imports = (f"localgpt_core.{room}.{stem} ", f"localgpt_core.{room} import {stem}")
+    files.sort(key=lambda f: (f.stem != f"test_{stem}", not any(i in f.read_text() for i in imports)))
+    return tuple(str(file.relative_to(ROOT)) for file in files)
+
+
+def passes(copy: Path, files: Iterable[str], timeout: float) -> bool | None:
+    """Return whether the tests pass in ``copy``, None if they take too long."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+    # Bytecode is told by a file's size and second, and a change may keep both.
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, cwd=copy, env=env, **quiet) as process:
+        try:
+            return process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Draw the changes, try each of them, print what became of them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--number", type=int, default=160)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="a room or module, such as layers or layers/linear")
+    chosen = parser.parse_args()
+    package = ROOT / "localgpt_core"
+    modules = [str(p.relative_to(package)) for p in sorted(package.glob("*/*.py")) if p.stem != "__init__"]
+    modules = [m for m in modules if m not in CONFIG["without"] and m.startswith(chosen.only)]
+    found, rng = [place for module in modules for place in places(module)], random.Random(chosen.seed)
+    drawn = [rng.choice(place) for place in rng.sample(found, min(chosen.number, len(found)))]
+    print(f"{len(drawn)} changes drawn from {len(found)} places", flush=True)
+    copies, limits, fates = Queue(), {}, Counter()
+
+    def without_change(files: frozenset[str]) -> None:
+        copy, start = copies.get(), time.monotonic()
+        if not passes(copy, files, 600):
+            raise SystemExit(f"without a change, these tests fail: {' '.join(files)}")
+        limits[files] = 30 + 3 * (time.monotonic() - start)
+        copies.put(copy)
+
+    def try_change(change: tuple[str, str, int, int]) -> None:
+        copy, (module, name, i, line) = copies.get(), change
+        path = copy / "localgpt_core" / module
+        before = path.read_text()
+        after = mutate_code(before, get_operator(name)(), i)
+        path.write_text(after)
+        passed = passes(copy, tests_of(module), limits[frozenset(tests_of(module))])
+        path.write_text(before)
+        copies.put(copy)
+        fates[passed, module.split("/")[0]] += 1
+        diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0))[3:]
+        print(
+            "\n    ".join([f"{FATES[passed]}  localgpt_core/{module}:{line}", *diff * (passed is True)]),
+            flush=True,
+        )
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(COPIES) as pool:
+        for number in range(COPIES):
+            copies.put(Path(folder) / str(number))
+            subprocess.run(["git", "clone", "-q", "--shared", ROOT, f"{folder}/{number}"], check=True)
+        list(pool.map(without_change, {frozenset(tests_of(change[0])) for change in drawn}))
+        list(pool.map(try_change, drawn))
+    for passed, fate in FATES.items():
+        rooms = {room: number for (kind, room), number in sorted(fates.items(), key=str) if kind is passed}
+        print(f"{fate}: {sum(rooms.values())}", rooms)
+
+
+if __name__ == "__main__":
+    main()
