@@ -22,10 +22,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -37,7 +35,6 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "tests/mutants.toml").read_text())
 COPIES = 2
-FATES = {False: "killed", None: "timed out", True: "survived"}
 
 
 def places(module: str) -> list[list[tuple[str, str, int, int]]]:
@@ -61,7 +58,7 @@ def places(module: str) -> list[list[tuple[str, str, int, int]]]:
     return list(found.values())
 
 
-def tests_of(module: str) -> tuple[str, ...]:
+def tests_of(module: str) -> list[str]:
     """Return the test files for ``module``: its namesake first, then those that import it, then the rest."""
     name, table = module.removesuffix(".py"), CONFIG["tests"]
     room, stem = name.split("/")
@@ -69,20 +66,21 @@ def tests_of(module: str) -> tuple[str, ...]:
     files = [f for path in listed for f in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
     imports = (f"localgpt_core.{room}.{stem} ", f"localgpt_core.{room} import {stem}")
     files.sort(key=lambda f: (f.stem != f"test_{stem}", not any(i in f.read_text() for i in imports)))
-    return tuple(str(file.relative_to(ROOT)) for file in files)
+    return [str(file.relative_to(ROOT)) for file in files] + CONFIG["always"]
 
 
-def passes(copy: Path, files: Iterable[str], timeout: float) -> bool | None:
-    """Return whether the tests pass in ``copy``, None if they take too long."""
+def outcome(copy: Path, files: list[str], timeout: float) -> str:
+    """Return what became of the change in ``copy`` under these tests."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     # Bytecode is told by a file's size and second, and a change may keep both.
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen(command, cwd=copy, env=env, **quiet) as process:
         try:
-            return process.wait(timeout) == 0
+            return "killed" if process.wait(timeout) else "survived"
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            return "timed out"
 
 
 def main() -> None:
@@ -91,6 +89,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a room or module, such as layers or layers/linear")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one change")
     chosen = parser.parse_args()
     package = ROOT / "localgpt_core"
     modules = [str(p.relative_to(package)) for p in sorted(package.glob("*/*.py")) if p.stem != "__init__"]
@@ -98,13 +97,12 @@ def main() -> None:
     found, rng = [place for module in modules for place in places(module)], random.Random(chosen.seed)
     drawn = [rng.choice(place) for place in rng.sample(found, min(chosen.number, len(found)))]
     print(f"{len(drawn)} changes drawn from {len(found)} places", flush=True)
-    copies, limits, fates = Queue(), {}, Counter()
+    copies, fates = Queue(), Counter()
 
-    def without_change(files: frozenset[str]) -> None:
-        copy, start = copies.get(), time.monotonic()
-        if not passes(copy, files, 600):
-            raise SystemExit(f"without a change, these tests fail: {' '.join(files)}")
-        limits[files] = 30 + 3 * (time.monotonic() - start)
+    def without_change(file: str) -> None:
+        copy = copies.get()
+        if outcome(copy, [file], chosen.timeout) != "survived":
+            raise SystemExit(f"without any change, {file} fails or takes too long")
         copies.put(copy)
 
     def try_change(change: tuple[str, str, int, int]) -> None:
@@ -113,24 +111,22 @@ def main() -> None:
         before = path.read_text()
         after = mutate_code(before, get_operator(name)(), i)
         path.write_text(after)
-        passed = passes(copy, tests_of(module), limits[frozenset(tests_of(module))])
+        fate = outcome(copy, tests_of(module), chosen.timeout)
         path.write_text(before)
         copies.put(copy)
-        fates[passed, module.split("/")[0]] += 1
+        fates[fate, module.split("/")[0]] += 1
         diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0))[3:]
-        print(
-            "\n    ".join([f"{FATES[passed]}  localgpt_core/{module}:{line}", *diff * (passed is True)]),
-            flush=True,
-        )
+        report = [f"{fate}  localgpt_core/{module}:{line}", *(diff if fate == "survived" else [])]
+        print("\n    ".join(report), flush=True)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(COPIES) as pool:
         for number in range(COPIES):
             copies.put(Path(folder) / str(number))
             subprocess.run(["git", "clone", "-q", "--shared", ROOT, f"{folder}/{number}"], check=True)
-        list(pool.map(without_change, {frozenset(tests_of(change[0])) for change in drawn}))
+        list(pool.map(without_change, sorted({file for change in drawn for file in tests_of(change[0])})))
         list(pool.map(try_change, drawn))
-    for passed, fate in FATES.items():
-        rooms = {room: number for (kind, room), number in sorted(fates.items(), key=str) if kind is passed}
+    for fate in ("killed", "timed out", "survived"):
+        rooms = {room: number for (kind, room), number in sorted(fates.items()) if kind == fate}
         print(f"{fate}: {sum(rooms.values())}", rooms)
 
 
