@@ -1,4 +1,4 @@
-"""Change the package in one place, run the tests that should notice, and say which changes nobody noticed.
+"""Change the package in one place, run the tests that should notice, and list the changes that none notices.
 
     make mutants                               160 changes drawn from all modules, on two copies side by side
     make mutants ARGS="--number 40 --seed 2"   another sample
@@ -33,27 +33,25 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "localgpt_core"
 CONFIG = tomllib.loads((ROOT / "tests/mutants.toml").read_text())
 COPIES = 2
 
 
 def places(module: str) -> list[list[tuple[str, str, int, int]]]:
     """Return for each place of ``module`` its changes: module, operator, occurrence, line."""
-    source = (ROOT / "localgpt_core" / module).read_text()
-    figure, left_out = module in CONFIG["figures"], []
-    for node in ast.walk(ast.parse(source)):
-        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        parts += [node.value] if figure and isinstance(node, ast.keyword) else []
-        ends = [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset)) for p in parts if p]
-        left_out += [(start, end, isinstance(node, ast.keyword)) for start, end in ends]
-    found, nodes = {}, list(ast_nodes(get_ast(source)))
+    source, found = (PACKAGE / module).read_text(), {}
+    tree, nodes = list(ast.walk(ast.parse(source))), list(ast_nodes(get_ast(source)))
+    parts = [(getattr(node, name, None), "") for node in tree for name in ("annotation", "returns")]
+    if module in CONFIG["figures"]:
+        parts += [(node.value, "Number") for node in tree if isinstance(node, ast.keyword)]
+    left_out = [((p.lineno, p.col_offset), (p.end_lineno, p.end_col_offset), kind) for p, kind in parts if p]
     for name in operator_names():
         if get_operator(name).arguments() or name.endswith(tuple(CONFIG["operators"])):
             continue
         spots = [spot for node in nodes for spot in get_operator(name)().mutation_positions(node)]
         for i, (start, end) in enumerate(spots):
-            around = [numbers for a, b, numbers in left_out if a <= start and end <= b]
-            if not any("Number" in name or not numbers for numbers in around):
+            if not any(a <= start and end <= b and kind in name for a, b, kind in left_out):
                 found.setdefault((start, end), []).append((module, name, i, start[0]))
     return list(found.values())
 
@@ -70,7 +68,7 @@ def tests_of(module: str) -> list[str]:
 
 
 def outcome(copy: Path, files: list[str], timeout: float) -> str:
-    """Return what became of the change in ``copy`` under these tests."""
+    """Return what these tests say about ``copy``: killed, timed out or survived."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     # Bytecode is told by a file's size and second, and a change may keep both.
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
@@ -86,24 +84,23 @@ def outcome(copy: Path, files: list[str], timeout: float) -> str:
 def main() -> None:
     """Draw the changes, try each of them, print what became of them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--number", type=int, default=160)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="a room or module, such as layers or layers/linear")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one change")
+    # How many, drawn by which seed, of which room or module, and the seconds for the tests of one change.
+    for name, default in {"number": 160, "seed": 0, "only": "", "timeout": 300}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     chosen = parser.parse_args()
-    package = ROOT / "localgpt_core"
-    modules = [str(p.relative_to(package)) for p in sorted(package.glob("*/*.py")) if p.stem != "__init__"]
+    modules = [str(p.relative_to(PACKAGE)) for p in sorted(PACKAGE.glob("*/*.py")) if p.stem != "__init__"]
     modules = [m for m in modules if m not in CONFIG["without"] and m.startswith(chosen.only)]
     found, rng = [place for module in modules for place in places(module)], random.Random(chosen.seed)
     drawn = [rng.choice(place) for place in rng.sample(found, min(chosen.number, len(found)))]
     print(f"{len(drawn)} changes drawn from {len(found)} places", flush=True)
-    copies, fates = Queue(), Counter()
+    copies, counts = Queue(), Counter()
 
     def without_change(file: str) -> None:
         copy = copies.get()
-        if outcome(copy, [file], chosen.timeout) != "survived":
-            raise SystemExit(f"without any change, {file} fails or takes too long")
+        fate = outcome(copy, [file], chosen.timeout)
         copies.put(copy)
+        if fate != "survived":
+            raise SystemExit(f"without any change, {file} fails or takes too long")
 
     def try_change(change: tuple[str, str, int, int]) -> None:
         copy, (module, name, i, line) = copies.get(), change
@@ -114,7 +111,7 @@ def main() -> None:
         fate = outcome(copy, tests_of(module), chosen.timeout)
         path.write_text(before)
         copies.put(copy)
-        fates[fate, module.split("/")[0]] += 1
+        counts[fate, module.split("/")[0]] += 1
         diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0))[3:]
         report = [f"{fate}  localgpt_core/{module}:{line}", *(diff if fate == "survived" else [])]
         print("\n    ".join(report), flush=True)
@@ -123,10 +120,11 @@ def main() -> None:
         for number in range(COPIES):
             copies.put(Path(folder) / str(number))
             subprocess.run(["git", "clone", "-q", "--shared", ROOT, f"{folder}/{number}"], check=True)
-        list(pool.map(without_change, sorted({file for change in drawn for file in tests_of(change[0])})))
+        files = sorted({file for change in drawn for file in tests_of(change[0])})
+        list(pool.map(without_change, files))
         list(pool.map(try_change, drawn))
     for fate in ("killed", "timed out", "survived"):
-        rooms = {room: number for (kind, room), number in sorted(fates.items()) if kind == fate}
+        rooms = {room: number for (kind, room), number in sorted(counts.items()) if kind == fate}
         print(f"{fate}: {sum(rooms.values())}", rooms)
 
 
