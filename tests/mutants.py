@@ -10,7 +10,8 @@ changed: what is not committed is not seen. mutants.toml says what is left out a
 
 A change that makes a test fail, or run out of time, is killed. One that survives is printed with its diff:
 either it changes nothing that can be observed (it is equivalent, and counts against nobody), or a test is
-missing: write it, see it red under the change and green without.
+missing: write it, see it red under the change and green without. "Unclear" is a run of tests that something
+else stopped: try again.
 """
 
 import argparse
@@ -35,7 +36,6 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "localgpt_core"
 CONFIG = tomllib.loads((ROOT / "tests/mutants.toml").read_text())
-COPIES = 2
 
 
 def places(module: str) -> list[list[tuple[str, str, int, int]]]:
@@ -68,23 +68,27 @@ def tests_of(module: str) -> list[str]:
 
 
 def outcome(copy: Path, files: list[str], timeout: float) -> str:
-    """Return what these tests say about ``copy``: killed, timed out or survived."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+    """Return what these tests say about ``copy``, each file in a process of its own."""
     # Bytecode is told by a file's size and second, and a change may keep both.
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    with subprocess.Popen(command, cwd=copy, env=env, **quiet) as process:
-        try:
-            return "killed" if process.wait(timeout) else "survived"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return "timed out"
+    for file in files:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", file]
+        with subprocess.Popen(command, cwd=copy, env=env, **quiet) as process:
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                return "timed out"
+        if code:  # 1: a test failed, 2: a test file could not be imported; else it was not the tests
+            return "killed" if code in (1, 2) else "unclear"
+    return "survived"
 
 
 def main() -> None:
     """Draw the changes, try each of them, print what became of them."""
     parser = argparse.ArgumentParser()
-    # How many, drawn by which seed, of which room or module, and the seconds for the tests of one change.
+    # How many, drawn by which seed, of which room or module, and the seconds for one test file.
     for name, default in {"number": 160, "seed": 0, "only": "", "timeout": 300}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     chosen = parser.parse_args()
@@ -113,17 +117,20 @@ def main() -> None:
         copies.put(copy)
         counts[fate, module.split("/")[0]] += 1
         diff = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0))[3:]
-        report = [f"{fate}  localgpt_core/{module}:{line}", *(diff if fate == "survived" else [])]
+        report = [
+            f"{fate}  localgpt_core/{module}:{line}",
+            *(diff if fate in ("survived", "unclear") else []),
+        ]
         print("\n    ".join(report), flush=True)
 
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(COPIES) as pool:
-        for number in range(COPIES):
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        for number in range(2):
             copies.put(Path(folder) / str(number))
             subprocess.run(["git", "clone", "-q", "--shared", ROOT, f"{folder}/{number}"], check=True)
         files = sorted({file for change in drawn for file in tests_of(change[0])})
         list(pool.map(without_change, files))
         list(pool.map(try_change, drawn))
-    for fate in ("killed", "timed out", "survived"):
+    for fate in ("killed", "timed out", "survived", "unclear"):
         rooms = {room: number for (kind, room), number in sorted(counts.items()) if kind == fate}
         print(f"{fate}: {sum(rooms.values())}", rooms)
 
