@@ -1,6 +1,7 @@
-"""The order of the modules, what an import costs, and where a rule may be asked for by name."""
+"""The order of the modules, what an import costs, dataclasses, and where a rule may be asked for by name."""
 
 import ast
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -115,6 +116,12 @@ def test_a_room_says_what_lives_there_and_hands_on_its_names(name):
     text = package.__doc__.strip()
     assert 2 <= len(re.findall(r"[.](?:\s|$)", text)) <= 6
     assert package.__all__ and all(getattr(package, public) is not None for public in package.__all__)
+
+
+@pytest.mark.parametrize("module", IN_ROOMS)
+def test_what_a_dataclass_holds_is_not_changed_afterwards(module):
+    names = vars(importlib.import_module(module)).values()
+    assert all(name.__dataclass_params__.frozen for name in names if dataclasses.is_dataclass(name))
 
 
 # ------------------------------------------------------------ the modules of earlier versions

@@ -461,6 +461,7 @@ def test_presets_of_nanogpt():
     model, train = preset("gpu")
     assert (model.n_layer, model.n_head, model.n_embd, model.block_size) == (6, 6, 384, 256)
     assert (model.dropout, train.batch_size, train.steps, train.lr) == (0.2, 64, 5000, 1e-3)
+    assert (train.eval_interval, train.precision, train.compile) == (250, "bfloat16", True)
 
 
 def test_a_preset_takes_other_values():

@@ -209,6 +209,7 @@ def test_several_axes_have_a_panel_each_and_one_legend(found):
     )
     assert len(figure.axes) == 3 and len(figure.legends[0].texts) == 2
     assert [len(ax.texts) for ax in figure.axes] == [0, 0, 1]  # the floor is named once
+    assert "\n" in figure.axes[1].get_xlabel()  # wrapped, where panels are narrow
     ends = [ax.lines[-2].get_xdata()[-1] for ax in figure.axes]
     assert ends[0] == 20 and 0 < ends[1] < 1 and ends[2] == 10
 

@@ -30,6 +30,8 @@ def test_places_have_a_line_each_and_arms_a_panel():
     assert [line.get_ydata().tolist() for line in left.lines] == [[2.0, 5.0], [0.5]]
     assert [text.get_text() for text in figure.legends[0].texts] == ["0.alpha_mlp", "1.alpha_mlp"]
     assert not right.lines and left.get_title() == "with gates"
+    alone = places_over_training(results, ["a"], "gates", "gate")
+    assert alone.get_figheight() < figure.get_figheight()
     (band, _) = left.collections
     assert band.get_paths()[0].vertices[:, 1].max() == 5.0 and band.get_paths()[0].vertices[:, 1].min() == 1.0
 
@@ -57,6 +59,9 @@ def test_only_the_exact_field_is_tangential_and_the_others_are_what_they_claim()
     }
     fields = []
     for ax in norm_fields(norms, target=(0.0, 2.0)).axes:
+        assert ax.lines[0].get_xydata().tolist() == [
+            [0.0, pytest.approx(3**0.5)]
+        ]  # the target, on the circle
         arrows = ax.collections[0]
         points, steps = arrows.get_offsets(), np.stack((arrows.U, arrows.V), axis=1)
         radial = np.abs((points * steps).sum(1)) / np.linalg.norm(points, axis=1)

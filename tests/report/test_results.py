@@ -134,6 +134,21 @@ def test_curves_show_every_seed_the_mean_and_the_floors_in_view(book):
     assert len(styles) == 2  # not by colour alone
 
 
+def test_a_floor_is_a_line_at_its_loss_with_its_name_at_the_end(book):
+    def end_of_name(text):
+        return text.get_transform().transform(text.get_position()).tolist()
+
+    found = load_results("toys")
+    (ax,) = figures.loss_curves(found, ["bp"], {"bigram": 2.45}, top=3.0).axes
+    assert [2.45, 2.45] in [list(line.get_ydata()) for line in ax.lines]
+    right = ax.transData.transform((ax.get_xlim()[1], 2.45))
+    assert end_of_name(ax.texts[0]) == pytest.approx(right.tolist())
+    (ax,) = figures.final_losses(found, ["bp", "fa"], {"bigram": 2.45}).axes
+    assert [2.45, 2.45] in [list(line.get_xdata()) for line in ax.lines]
+    top = ax.transData.transform((2.45, ax.get_ylim()[1]))
+    assert end_of_name(ax.texts[0]) == pytest.approx(top.tolist())
+
+
 def test_final_losses_show_each_run_the_interval_and_what_failed(book):
     figure = figures.final_losses(load_results("toys"), ["bp", "fa", "late"], FLOORS)
     (ax,) = figure.axes
@@ -158,6 +173,12 @@ def test_attention_maps_have_the_characters_as_ticks():
     figure = figures.attention_maps({"a": torch.eye(3), "b": torch.ones(3, 3)}, "x \n")
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["x", "·", "⏎"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), np.eye(3))
+
+
+@pytest.mark.parametrize(("maps", "places"), [(1, 2), (2, 2), (3, 4)])
+def test_attention_maps_stand_two_to_a_row(maps, places):
+    figure = figures.attention_maps({str(i): torch.eye(3) for i in range(maps)}, "abc")
+    assert len(figure.axes) == places + maps  # a colour bar beside each map
 
 
 @pytest.mark.parametrize("mode", ["sigmoid", "softmax"])
