@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from localgpt_core.common.validation import require
-from localgpt_core.layers.linear import publish_error
+from localgpt_core.layers.between_steps import publish_error
 
 __all__ = ["Taps"]
 

@@ -1,12 +1,13 @@
-r"""What moves between the steps of any network that holds feedback.
+r"""The contract of a training step with any network that holds feedback.
 
     align     once per training step, before the forward pass: every place's rule moves its feedback, by
               probes of its own layer, or by one forward-mode pass of the whole network
     mirror    before the optimiser's step: feedback that takes the steps of its weight is handed its gradient
 
-The third thing that such a network does, publishing the output's error to its taps, happens inside the
-backward pass (`localgpt_core.layers.linear`). A network is whatever yields its places, the modules that are
-`HoldsFeedback`: a `LocalGPT`, another module after `localize`, or one that has none, where nothing moves.
+In between, `publish_error` (`localgpt_core.layers.linear`) joins the taps to the network's output, so that
+the backward pass brings its error to every place that uses it. A network is whatever yields its places, the
+modules that are `HoldsFeedback`: a `LocalGPT`, another module after `localize`, or one that has none, where
+nothing moves.
 """
 
 import math
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor, nn
 
 from localgpt_core.common.validation import require
+from localgpt_core.layers.linear import publish_error
 from localgpt_core.matrices.jacobian import jvp_estimates
 from localgpt_core.rules.feedback import HoldsFeedback
 
-__all__ = ["align", "feedback_places", "mirror", "mirrored"]
+__all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error"]
 
 
 def feedback_places(network: nn.Module) -> Iterator[HoldsFeedback]:

@@ -26,9 +26,9 @@ from localgpt_core.common.modes import evaluation_mode, watch
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import require
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.layers.between_steps import align, feedback_places, mirrored
+from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
 from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
-from localgpt_core.layers.linear import LocalLinear, publish_error
+from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.model.blocks import INIT_STD, Block, Cache, layer_norm
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 
