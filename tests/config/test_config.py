@@ -243,6 +243,24 @@ def test_what_two_configurations_do_not_allow_together_is_refused_when_a_run_is_
         RunSpec(dataclasses.replace(model, vq_codes=model.vq_codes - 1), train, "toy", "0")
 
 
+INEXACT = [
+    {"method": "fa"},
+    {"method": "dfa"},
+    {"ste_sigmoid": True},
+    {"ste_gelu": True},
+    {"vq_codes": 8},
+    {"ln_mode": "scale"},
+    {"ln_mode": "ste"},
+]
+
+
+@pytest.mark.parametrize("options", INEXACT, ids=str)
+def test_anchors_are_allowed_wherever_some_derivative_is_not_exact(options):
+    model = LocalGPTConfig(**SIZES, **options)
+    assert not model.is_exact
+    build_model(model, TrainConfig(anchor_interval=5))
+
+
 # ------------------------------------------------------------ views
 
 

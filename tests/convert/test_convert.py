@@ -487,6 +487,15 @@ def test_weight_transport_of_gpt2_with_tied_weights(method):
 # ------------------------------------------------------------ what is chosen, undone, told
 
 
+def test_two_conversions_are_equal_only_if_they_are_one():
+    model = nn.Sequential(nn.Linear(3, 2))
+    first = localize(model, method="bp")
+    first.restore()
+    second = localize(model, method="bp")
+    assert first.changed == second.changed
+    assert first != second and len({first, second, first}) == 2
+
+
 def test_restore_is_exact_and_may_be_repeated():
     model = gpt2()
     modules = dict(model.named_modules())

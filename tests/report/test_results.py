@@ -134,6 +134,11 @@ def test_curves_show_every_seed_the_mean_and_the_floors_in_view(book):
     assert len(styles) == 2  # not by colour alone
 
 
+def test_panels_side_by_side_share_the_axis_of_the_loss(book):
+    figure = figures.loss_curves(load_results("toys"), ["bp", "fa"], {}, x=["step", "tflops"])
+    assert [ax.get_ylabel() for ax in figure.axes] == [figures.LOSS, ""]
+
+
 def test_a_floor_is_a_line_at_its_loss_with_its_name_at_the_end(book):
     def end_of_name(text):
         return text.get_transform().transform(text.get_position()).tolist()
