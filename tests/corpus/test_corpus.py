@@ -295,8 +295,9 @@ def test_an_unknown_name_lists_the_allowed_ones():
 # Tiny Shakespeare
 
 
-def test_tiny_shakespeare_from_a_wrong_path(tmp_path):
-    (tmp_path / "input.txt").write_text("something else")
+@pytest.mark.parametrize("text", ["something else", "a", "d"])  # digests above and below the right one
+def test_tiny_shakespeare_from_a_wrong_path(tmp_path, text):
+    (tmp_path / "input.txt").write_text(text)
     with pytest.raises(ValueError, match="input.txt': not Tiny Shakespeare, whose SHA-256 is 86c4e6aa"):
         load_corpus("tinyshakespeare", path=tmp_path / "input.txt")
     with pytest.raises(ValueError, match="cannot read .*absent.txt': No such file"):
