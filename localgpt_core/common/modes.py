@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "MaybeExact",
+    "autocast_dtype",
     "evaluation_mode",
     "exact_derivatives",
     "set_for_a_while",
@@ -79,10 +80,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast gives to operations on the device of ``x``; None where it is off."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Leave the dtypes of operations on the device of ``x`` alone inside the ``with`` block."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 @torch.no_grad()

@@ -1,30 +1,35 @@
 """Which layers of a foreign module can learn by a rule, and what takes their place.
 
-The new layers hold the very Parameter objects of the old ones. transformers' ``Conv1D`` keeps its weight as
-(in x out); its replacement does too and hands the transpose to the autograd Function.
+The new layers hold the very Parameter objects of the old ones, and are of the old one's class as well, so
+that whoever asks what a layer is, to merge an adapter into its weight, gets a true answer. transformers'
+``Conv1D`` keeps its weight as (in x out); its replacement does too and hands the transpose to the autograd
+Function.
 """
 
 import sys
 from collections.abc import Callable
+from functools import cache
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from localgpt_core.common.validation import require
 from localgpt_core.convert.taps import Taps
-from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.linear import LocalLayer, LocalLinear
 from localgpt_core.rules import RuleOptions
 
-__all__ = ["ConvertedLinear", "choose", "output_width", "replacement", "why_nothing"]
+__all__ = ["Converted", "ConvertedLinear", "choose", "output_width", "replacement", "why_nothing"]
 
 FILTERED = "left out by the filter"
 UNCALLED = "nn.MultiheadAttention uses its weight without calling it"
 OWN_FORWARD = "has a forward pass of its own"
 NO_WEIGHT = "its weight is computed from other parameters, or not there yet"
+COMPILED = "torch.compile holds it alone and would go on calling the original: localize first, then compile"
 
 
-class ConvertedLinear(LocalLinear):
-    """A `LocalLinear` in the place of ``original``: its parameters, hooks, mode and attributes are shared."""
+class Converted(LocalLayer):
+    """A `LocalLayer` in the place of ``original``: its parameters, hooks, mode and attributes are shared."""
 
     def __init__(
         self,
@@ -56,22 +61,43 @@ class ConvertedLinear(LocalLinear):
         y = super().forward(x, own)
         if own:
             self.taps.add(self.place, y, own)
-        return self.taps.publish(y) if self.is_output and y.requires_grad else y
+        publishes = self.is_output and self.rule.error == "output" and y.requires_grad
+        return self.taps.publish(self.place, y) if publishes else y
 
 
-class ConvertedConv1D(ConvertedLinear):
-    """In the place of transformers' ``Conv1D``, whose weight is (in x out)."""
+class ConvertedLinear(Converted, LocalLinear):
+    """In the place of ``nn.Linear``."""
 
-    def oriented(self, tensor: Tensor) -> Tensor:
+
+@cache
+def _converted_conv1d() -> type[Converted]:
+    """Return what takes the place of transformers' ``Conv1D``, whose weight is (in x out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    def oriented(self: Converted, tensor: Tensor) -> Tensor:
         return tensor.T
 
+    own = {
+        "oriented": oriented,
+        "__module__": __name__,
+        "__doc__": "In the place of transformers' ``Conv1D``.",
+    }
+    return type("ConvertedConv1D", (Converted, Conv1D), own)
 
-def _linear_kinds() -> dict[type[nn.Module], type[ConvertedLinear]]:
+
+def __getattr__(name: str) -> type[Converted]:
+    """Make ``ConvertedConv1D`` on demand: a pickled model asks for it by name."""
+    if name == "ConvertedConv1D":
+        return _converted_conv1d()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _linear_kinds() -> dict[type[nn.Module], Callable[[], type[Converted]]]:
     """Return what can be replaced by what. Where transformers is not imported, nobody has a Conv1D."""
-    kinds: dict[type[nn.Module], type[ConvertedLinear]] = {nn.Linear: ConvertedLinear}
+    kinds: dict[type[nn.Module], Callable[[], type[Converted]]] = {nn.Linear: lambda: ConvertedLinear}
     utils = sys.modules.get("transformers.pytorch_utils")
     if utils is not None:
-        kinds[utils.Conv1D] = ConvertedConv1D
+        kinds[utils.Conv1D] = _converted_conv1d
     return kinds
 
 
@@ -79,9 +105,9 @@ def _linear_kind(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in _linear_kinds() if isinstance(module, kind)), None)
 
 
-def replacement(layer: nn.Module) -> type[ConvertedLinear]:
+def replacement(layer: nn.Module) -> type[Converted]:
     """Return the class that takes the place of a layer that can be replaced."""
-    return _linear_kinds()[_linear_kind(layer)]
+    return _linear_kinds()[_linear_kind(layer)]()
 
 
 def output_width(layer: nn.Module) -> int:
@@ -89,10 +115,12 @@ def output_width(layer: nn.Module) -> int:
     return layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1]
 
 
-def _obstacle(name: str, child: nn.Module, attentions: list[str]) -> str | None:
+def _obstacle(name: str, child: nn.Module, attentions: list[str], compiled: list[str]) -> str | None:
     """Return why a linear layer cannot be replaced; None if it can."""
     if any(name.startswith(attention) for attention in attentions):
         return UNCALLED
+    if any(name == f"{holder}_orig_mod" for holder in compiled):
+        return COMPILED
     # Subclasses that only carry another name, such as NonDynamicallyQuantizableLinear, do no harm.
     if type(child).forward is not _linear_kind(child).forward or "forward" in vars(child):
         return OWN_FORWARD
@@ -107,18 +135,21 @@ def choose(
     every: dict[nn.Module, list[str]] = {}
     for name, child in module.named_modules(remove_duplicate=False):
         every.setdefault(child, []).append(name)
-    attentions = [
-        f"{name}."
-        for child, names in every.items()
-        if isinstance(child, nn.MultiheadAttention)
-        for name in names
-    ]
+    attentions, compiled = (
+        [
+            f"{name}.".lstrip(".")
+            for child, names in every.items()
+            if isinstance(child, kind)
+            for name in names
+        ]
+        for kind in (nn.MultiheadAttention, torch._dynamo.OptimizedModule)
+    )
     chosen: dict[nn.Module, list[str]] = {}
     exact: dict[str, str] = {}
     for child, names in every.items():
         wanted = child is not module and (filter is None or any(filter(name, child) for name in names))
-        if isinstance(child, LocalLinear):
-            allowed = f"is a LocalLinear with method={child.rule.options.method!r} already: restore it first"
+        if isinstance(child, LocalLayer):
+            allowed = f"learns by method={child.rule.options.method!r} already: restore it first"
             require(not wanted, "layer", names[0], f"{allowed}, or leave it out by filter")
         elif _linear_kind(child) is None:
             if not isinstance(child, nn.Embedding | nn.EmbeddingBag):
@@ -126,7 +157,7 @@ def choose(
                 words = f"a parameter that {type(child).__name__} uses itself"
                 exact |= {f"{names[0]}.{name}".lstrip("."): words for name in own}
         else:
-            obstacles = [_obstacle(name, child, attentions) for name in names]
+            obstacles = [_obstacle(name, child, attentions, compiled) for name in names]
             obstacle = next((words for words in obstacles if words), None if wanted else FILTERED)
             if obstacle is None:
                 chosen[child] = names

@@ -19,7 +19,7 @@ from localgpt_core.common.validation import require, require_choice
 from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
 from localgpt_core.convert.taps import Taps
 from localgpt_core.layers.between_steps import align, mirror, mirrored
-from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import RULES, RuleOptions
 
 __all__ = ["Localized", "localize"]
@@ -39,7 +39,7 @@ class Localized:
 
     module: nn.Module
     options: RuleOptions
-    layers: dict[str, LocalLinear]
+    layers: dict[str, LocalLayer]
     exact: dict[str, str]
     originals: dict[str, nn.Module]
 
@@ -55,11 +55,16 @@ class Localized:
         """
         align(self._places(), *key)
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield what an optimiser must have: the module's parameters and the feedback of Kolen-Pollack."""
+        yield from self.module.parameters()
+        yield from (feedback for _, feedback in self.mirrored())
+
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each trained weight with the feedback that takes the same steps (Kolen-Pollack).
 
-        Give the feedback to the optimiser, in the group of its weight, and call `mirror_gradients` before
-        every step.
+        For an optimiser with groups: the feedback belongs into that of its weight. Call `mirror_gradients`
+        before every step.
         """
         return mirrored(self._places())
 
@@ -67,7 +72,7 @@ class Localized:
         """Hand the gradient of each weight to its feedback: after clipping, before the optimiser's step."""
         mirror(self._places())
 
-    def _places(self) -> list[LocalLinear]:
+    def _places(self) -> list[LocalLayer]:
         return list(dict.fromkeys(self.layers.values()))
 
     def restore(self) -> None:
@@ -111,7 +116,8 @@ def localize(
     """Replace the linear layers of ``module``, in place, by layers that learn by a rule.
 
     These are ``nn.Linear`` and transformers' ``Conv1D``. Values of the forward pass, parameters and torch's
-    random state stay as they are. Create the optimiser before or after; under Kolen-Pollack, after.
+    random state stay as they are. Give the optimiser `Localized.parameters`; one made before has the same
+    parameters, but not the feedback of Kolen-Pollack.
 
     Args:
         module: Any module that holds linear layers.
@@ -154,7 +160,7 @@ def localize(
     error_features = None
     if output is not None:
         error_features = output_width(module.get_submodule(output))
-    layers: dict[str, LocalLinear] = {}
+    layers: dict[str, LocalLayer] = {}
     originals: dict[str, nn.Module] = {}
     for original, found in chosen.items():
         key = seed if options.feedback_seed is None else options.feedback_seed, "localize", found[0]

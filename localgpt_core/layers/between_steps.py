@@ -11,14 +11,21 @@ nothing moves.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.validation import require
 from localgpt_core.layers.linear import publish_error
 from localgpt_core.matrices.jacobian import jvp_estimates
 from localgpt_core.rules.feedback import HoldsFeedback
+
+LOST = (
+    "the weight took a step and its feedback did not, which makes Kolen-Pollack feedback alignment: give the "
+    "optimiser the feedback too (Localized.parameters(), LocalGPT.mirrored()), again if a tensor was replaced"
+)
 
 __all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error"]
 
@@ -45,6 +52,7 @@ def align(
         ValueError: If such a rule gets no tokens.
     """
     places = list(places)
+    _notice_lost(place for place in places if place.rule.mirrors_gradient)
     following = [place for place in places if place.rule.aligns == "network" and _moves(place)]
     if following:
         require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
@@ -66,11 +74,51 @@ def mirrored(places: Iterable[HoldsFeedback]) -> Iterator[tuple[nn.Parameter, Te
 
 
 def mirror(places: Iterable[HoldsFeedback]) -> None:
-    """Hand the gradient of each such weight to its feedback: after clipping, before the optimiser's step."""
-    for place in filter(_mirrors, places):
+    """Hand the gradient of each such weight to its feedback: after clipping, before the optimiser's step.
+
+    It is a copy, since a GradScaler, or an optimiser that writes into gradients, reaches both.
+
+    Warns:
+        UserWarning: If a weight took the step after an earlier call and its feedback did not.
+    """
+    mirroring = [place for place in places if _mirrors(place)]
+    _notice_lost(mirroring)
+    for place in mirroring:
         gradient = place.weight.grad
-        place.buffer.grad = None if gradient is None else place.oriented(gradient).contiguous()
+        if gradient is None:
+            place.buffer.grad = None
+            continue
+        place.buffer.grad = place.oriented(gradient).clone(memory_format=torch.contiguous_format)
+        if place.seen_moving != _identity(place) and not gradient.is_meta:
+            place.before_step = _sample(place)
+
+
+def _notice_lost(places: Iterable[HoldsFeedback]) -> None:
+    """Warn of feedback that stayed behind in the first step of its tensor: no optimiser holds it."""
+    lost = []
+    for place in places:
+        before, place.before_step = place.before_step, None
+        if before is not None:
+            weight, feedback = (not torch.equal(*pair) for pair in zip(before, _sample(place), strict=True))
+            lost += [repr(place.place)] if weight and not feedback else []
+            place.seen_moving = _identity(place) if weight else None
+    if lost:
+        warnings.warn(f"layer {', '.join(lost)}: {LOST}", stacklevel=4)
+
+
+def _identity(place: HoldsFeedback) -> tuple[int, int]:
+    return id(place.weight), id(place.buffer)
+
+
+def _sample(place: HoldsFeedback) -> tuple[Tensor, Tensor]:
+    """Return some entries of the weight and the same ones of its feedback."""
+    rows = (matrix.detach().flatten() for matrix in (place.matrix, place.buffer))
+    return tuple(row[:: max(1, len(row) // 64)].clone() for row in rows)
 
 
 def _mirrors(place: HoldsFeedback) -> bool:
-    return place.rule.mirrors_gradient and place.matrix is not None and place.weight.requires_grad
+    if not place.rule.mirrors_gradient or place.matrix is None:
+        return False
+    allowed = "its weight is computed from other parameters, whose steps Kolen-Pollack cannot mirror"
+    require("weight" in place._parameters, "layer", place.place, allowed)
+    return place.weight.requires_grad

@@ -22,38 +22,55 @@ and keeps every e @ F alive at the same time. A test proves the two equal.
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
+from localgpt_core.common.modes import autocast_dtype
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
-__all__ = ["LocalLinear", "LocalLinearFunction", "publish_error"]
+__all__ = ["LocalLayer", "LocalLinear", "LocalLinearFunction", "publish_error"]
+
+
+def missing_error(place: int | str) -> RuntimeError:
+    """Return the error for a layer or point whose tap the output's error did not reach."""
+    return RuntimeError(
+        f"layer {place!r}: no error of the network's output reached it. What it computes must go into that "
+        "output (publish_error), in the same forward pass and before the layer is called again; a second "
+        "head, a replaced output layer and torch.utils.checkpoint with use_reentrant=True cut it off"
+    )
 
 
 class LocalLinearFunction(torch.autograd.Function):
-    """``apply(x, weight, bias, buffer, rule, tap_features) -> (y, tap)``; tap is None for a local error.
+    """``apply(x, weight, bias, buffer, rule, tap_features, place) -> (y, tap)``; no tap for a local error.
 
-    All tokens are rows here: x (N, in), y (N, out), tap (N, tap_features).
+    Shapes: x (..., in), y (..., out), tap (..., tap_features). ``place`` names the layer in messages.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         buffer: Tensor | None,
         rule: LearningRule,
         tap_features: int | None,
+        place: int | str,
     ) -> tuple[Tensor, Tensor | None]:
         """Return y, and a tap if ``tap_features`` is given."""
-        ctx.rule = rule
-        ctx.has_tap = tap_features is not None
-        ctx.save_for_backward(x, None if rule.transports == "nothing" else weight, buffer)
-        ctx.set_materialize_grads(False)
-        tap = x.new_zeros(()).expand(len(x), tap_features) if ctx.has_tap else None
+        tap = None if tap_features is None else x.new_zeros(()).expand(*x.shape[:-1], tap_features)
         return functional.linear(x, weight, bias), tap
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+        """Keep the input, the feedback and, for a rule that reads it, the weight."""
+        x, weight, _, buffer, ctx.rule, tap_features, ctx.place = inputs
+        ctx.has_tap = tap_features is not None
+        ctx.save_for_backward(x, None if ctx.rule.transports == "nothing" else weight, buffer)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -63,27 +80,36 @@ class LocalLinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             error = tap_error if ctx.has_tap else grad_output
             if error is None:
-                raise RuntimeError("no error reached this layer's tap: give it to publish_error")
+                raise missing_error(ctx.place)
             grad_input = error @ ctx.rule.feedback(weight, buffer).to(error.dtype)
         if grad_output is not None:
+            rows = grad_output.reshape(-1, grad_output.shape[-1])
             if ctx.needs_input_grad[1]:
-                grad_weight = grad_output.T @ x
+                grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
             if ctx.needs_input_grad[2]:
-                grad_bias = grad_output.sum(dim=0)
-        return grad_input, grad_weight, grad_bias, None, None, None
+                grad_bias = rows.sum(dim=0)
+        return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
 class _PublishError(torch.autograd.Function):
-    """Identity on the logits whose backward gives their gradient to every tap as well."""
+    """A copy of the logits whose backward gives their gradient to every tap as well.
+
+    A copy, so that whoever changes the logits in place changes nothing that another node has kept.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, logits: Tensor, *taps: Tensor) -> Tensor:
-        ctx.n_taps = len(taps)
-        return logits.view_as(logits)
+    def forward(logits: Tensor, *taps: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.n_inputs = len(inputs)
 
     @staticmethod
     def backward(ctx, error: Tensor) -> tuple[Tensor, ...]:
-        return (error,) * (1 + ctx.n_taps)
+        return (error,) * ctx.n_inputs
 
 
 def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
@@ -99,7 +125,85 @@ def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
     return _PublishError.apply(logits, *taps) if taps else logits
 
 
-class LocalLinear(HoldsFeedback, nn.Linear):
+class LocalLayer(HoldsFeedback):
+    """A layer ``y = x W^T + b`` whose backward pass follows a learning rule, however it keeps its W.
+
+    A mixin for a module with ``weight``, ``bias``, ``in_features`` and ``out_features``.
+    """
+
+    def _take_rule(self, options: RuleOptions, is_output: bool, error_features: int | None) -> None:
+        self.rule = RULES[options.method](options)
+        self.is_output = is_output
+        uses_output_error = self.rule.error == "output" and not is_output
+        allowed = f"method={options.method!r} needs the width of the network's output, or is_output=True"
+        require(
+            error_features is not None or not uses_output_error, "error_features", error_features, allowed
+        )
+        self.tap_features = error_features if uses_output_error else None
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
+        return tensor
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix (out x in), however the layer keeps it."""
+        return self.oriented(self.weight)
+
+    @property
+    def feedback_like(self) -> Tensor:
+        """The weight as a matrix."""
+        return self.matrix
+
+    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Return y (..., out) for x (..., in).
+
+        Under a rule that uses the output's error, a tap (..., error_features) is appended to ``taps``: give
+        it to `publish_error` together with the network's output.
+
+        Raises:
+            ValueError: If the rule needs ``taps`` and there are none; unless the rule is the derivative, if
+                torch.jit traces the layer in training mode or forward mode asks for its derivative.
+        """
+        weight, bias = self.matrix, self.bias
+        if self.exact or not torch.is_grad_enabled() or self._replayed(x, weight):
+            return functional.linear(x, weight, bias)
+        if self.tap_features is not None:
+            require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            # Cast outside the Function: autograd then returns the gradients to the parameters' own dtype.
+            # Like torch's own autocast, it leaves float64 alone.
+            x, weight, bias = (
+                t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
+            )
+        y, tap = LocalLinearFunction.apply(
+            x, weight, bias, self.buffer, self.rule, self.tap_features, self.place
+        )
+        if tap is not None:
+            taps.append(tap)
+        return y
+
+    def _replayed(self, x: Tensor, weight: Tensor) -> bool:
+        """Return whether the operations are recorded to be derived by torch itself, who knows no rule."""
+        method, exact = self.rule.options.method, self.rule.is_derivative
+        if torch.jit.is_tracing():
+            allowed = "cannot be traced in training mode: call eval() first, or use torch.compile"
+            require(exact or not self.training, "method", method, allowed)
+            return True
+        if torch.compiler.is_compiling():
+            return False
+        tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, weight))
+        allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
+        require(exact or not tangents, "method", method, allowed)
+        return tangents
+
+    def extra_repr(self) -> str:
+        """Return what ``print(layer)`` shows: the sizes and the rule."""
+        return f"{super().extra_repr()}, method={self.rule.options.method!r}"
+
+
+class LocalLinear(LocalLayer, nn.Linear):
     """A linear layer ``y = x W^T + b`` whose backward pass follows a selectable learning rule.
 
     Args:
@@ -145,56 +249,3 @@ class LocalLinear(HoldsFeedback, nn.Linear):
         options = options or RuleOptions()
         self._take_rule(options, is_output, error_features)
         self._register_feedback(options)
-
-    def _take_rule(self, options: RuleOptions, is_output: bool, error_features: int | None) -> None:
-        self.rule = RULES[options.method](options)
-        self.is_output = is_output
-        uses_output_error = self.rule.error == "output" and not is_output
-        allowed = f"method={options.method!r} needs the width of the network's output, or is_output=True"
-        require(
-            error_features is not None or not uses_output_error, "error_features", error_features, allowed
-        )
-        self.tap_features = error_features if uses_output_error else None
-
-    def oriented(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor``, of the shape of the weight, as a matrix (out x in)."""
-        return tensor
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as a matrix (out x in), however the layer keeps it."""
-        return self.oriented(self.weight)
-
-    @property
-    def feedback_like(self) -> Tensor:
-        """The weight as a matrix."""
-        return self.matrix
-
-    def forward(self, x: Tensor, taps: list[Tensor] | None = None) -> Tensor:
-        """Return y (..., out) for x (..., in).
-
-        Under a rule that uses the output's error, a tap (..., error_features) is appended to ``taps``: give
-        it to `publish_error` together with the network's output.
-
-        Raises:
-            ValueError: If the rule needs ``taps`` and there are none.
-        """
-        if self.exact or not torch.is_grad_enabled():
-            return functional.linear(x, self.matrix, self.bias)
-        if self.tap_features is not None:
-            require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
-        weight, bias = self.matrix, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            # Cast outside the Function: autograd then returns the gradients to the parameters' own dtype.
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        rows, leading = x.reshape(-1, x.shape[-1]), x.shape[:-1]
-        y, tap = LocalLinearFunction.apply(rows, weight, bias, self.buffer, self.rule, self.tap_features)
-        if tap is not None:
-            taps.append(tap.view(*leading, self.tap_features))
-        return y.view(*leading, self.out_features)
-
-    def extra_repr(self) -> str:
-        """Return what ``print(layer)`` shows: the sizes and the rule."""
-        return f"{super().extra_repr()}, method={self.rule.options.method!r}"

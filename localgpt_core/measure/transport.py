@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.seeds import generator
-from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.measure.alignment import alignment
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules.feedback import HoldsFeedback
@@ -36,7 +36,7 @@ Gradients = dict[str, Tensor | None]
 
 
 def weight_transport(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str, Reads]:
-    """Return for each `LocalLinear` what the backward pass reads of its weight: the executable proof.
+    """Return for each `LocalLayer` what the backward pass reads of its weight: the executable proof.
 
     ``"weight"``: some gradient of the model depends on its magnitudes, ``"sign"``: on its signs only,
     ``"nothing"``: on neither, although one depends on the error that the layer hands down. ``"silent"``: on
@@ -101,7 +101,7 @@ def _output_held(layer: nn.Module, recorded: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _other_feedback(layer: LocalLinear, source: torch.Generator) -> Iterator[None]:
+def _other_feedback(layer: LocalLayer, source: torch.Generator) -> Iterator[None]:
     """Let the error at ``layer`` be multiplied by random numbers instead of what its rule says."""
     feedback = layer.rule.feedback
 
@@ -132,9 +132,9 @@ def _recorded(probe: _Probe, layers: dict[str, nn.Module]) -> tuple[Gradients, d
 
 def _readers(probe: _Probe) -> dict[str, tuple[Reads, set[str]]]:
     """Return for each layer what is read of its weight, and by which parameters' gradients."""
-    layers = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLinear)}
+    layers = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLayer)}
     # A weight may be tied: the values that an embedding looks up in it are held as well.
-    owners = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLinear | nn.Embedding)}
+    owners = {name: m for name, m in probe.model.named_modules() if isinstance(m, LocalLayer | nn.Embedding)}
     before, outputs = _recorded(probe, owners)
     found: dict[str, tuple[Reads, set[str]]] = {}
     for name, layer in layers.items():
@@ -145,7 +145,7 @@ def _readers(probe: _Probe) -> dict[str, tuple[Reads, set[str]]]:
 
 def _readers_of(
     probe: _Probe,
-    layer: LocalLinear,
+    layer: LocalLayer,
     before: Gradients,
     owners: dict[str, nn.Module],
     outputs: dict[str, list[Tensor]],

@@ -15,6 +15,7 @@ class Backprop(LearningRule):
     """``grad_input = grad_output @ W``."""
 
     transports = "weight"
+    is_derivative = True
 
     def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:
         """Return the weight (out x in)."""

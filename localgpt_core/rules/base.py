@@ -164,6 +164,7 @@ class LearningRule:
         buffer_name: Name of the layer's buffer, None if the rule needs none.
         mirrors_gradient: Whether the buffer is a trained copy: it takes the very steps that the gradient of
             the weight makes the optimiser take with the weight.
+        is_derivative: Whether the error that it hands down is the true derivative.
         uses: The fields of `RuleOptions` that have an effect under this rule.
     """
 
@@ -171,6 +172,7 @@ class LearningRule:
     transports: ClassVar[Literal["weight", "sign", "nothing"]] = "nothing"
     buffer_name: ClassVar[str | None] = None
     mirrors_gradient: ClassVar[bool] = False
+    is_derivative: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, options: RuleOptions) -> None:

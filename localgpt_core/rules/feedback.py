@@ -37,7 +37,9 @@ class HoldsFeedback(MaybeExact):
         is_output: Whether the module's output is the network's output.
         tap_features: Width V of the taps, None where the rule uses the local error.
         matrix: The weight (out x in) that the feedback stands in for; None where there is none.
-        place: Its own part of every key that its random draws come from: a name or a number.
+        place: Its own part of every key that its random draws come from, and its name in messages.
+        before_step: Entries of weight and feedback before a step that is to move both, or None.
+        seen_moving: Which weight and feedback have been seen to move together, or None.
     """
 
     rule: LearningRule
@@ -45,6 +47,8 @@ class HoldsFeedback(MaybeExact):
     tap_features: int | None
     matrix: Tensor | None = None
     place: int | str = 0
+    before_step: tuple[Tensor, Tensor] | None = None
+    seen_moving: tuple[int, int] | None = None
 
     def _register_feedback(self, options: RuleOptions) -> None:
         if self.rule.buffer_name is not None:
@@ -70,7 +74,28 @@ class HoldsFeedback(MaybeExact):
         if self.rule.buffer_name is not None:
             like = self.feedback_like
             width = self.tap_features or len(like)
-            setattr(self, self.rule.buffer_name, self.rule.initial_buffer(like, width, generator(*key)))
+            self._keep(self.rule.initial_buffer(like, width, generator(*key)))
+
+    def _keep(self, new: Tensor) -> None:
+        """Let the buffer have the value of ``new``, as the same tensor: an optimiser may hold it."""
+        old = self.buffer
+        if old is None or not torch._has_compatible_shallow_copy_type(old, new):
+            setattr(self, self.rule.buffer_name, new)
+        elif old is not new:
+            old.data = new
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HoldsFeedback":
+        """Move or cast the module; like a parameter, the feedback stays the tensor that it is."""
+        old = self.buffer
+        super()._apply(fn, recurse)
+        if old is not None:
+            new, grad = self.buffer, old.grad
+            setattr(self, self.rule.buffer_name, old)
+            old.grad = None
+            self._keep(new)
+            if grad is not None:
+                self.buffer.grad = fn(grad)
+        return self
 
     def align_feedback(self, *key: int | str) -> None:
         """Let a rule that aligns layer by layer move its feedback; random draws depend on ``key`` only."""

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from localgpt_core import RULES, LocalLinear, RuleOptions, localize, weight_transport
 from localgpt_core.common.modes import exact_derivatives
+from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.measure.alignment import feedback_cosines
 
 B, T, V = 3, 5, 17
@@ -107,7 +108,14 @@ def test_logits_parameters_and_random_state_stay(method, dtype):
     assert all(buffer.dtype == dtype for layer in localized.layers.values() for buffer in layer.buffers())
     sizes = {name: (layer.in_features, layer.out_features) for name, layer in localized.layers.items()}
     assert sizes == LAYERS and localized.changed == tuple(LAYERS)
-    assert all(isinstance(layer, LocalLinear) for layer in localized.layers.values())
+    kinds = {name: type(model.get_submodule(name)) for name in LAYERS}
+    assert all(issubclass(kind, LocalLayer) for kind in kinds.values())
+    assert [n for n, kind in kinds.items() if issubclass(kind, Conv1D)] == [
+        n for n in LAYERS if n != "lm_head"
+    ]
+    assert not issubclass(kinds["transformer.h.0.mlp.c_fc"], nn.Linear) and issubclass(
+        kinds["lm_head"], nn.Linear
+    )
 
 
 def test_state_dicts_go_both_ways():
@@ -410,7 +418,7 @@ def test_a_layer_that_is_called_twice_gets_both_errors():
 def test_tokens_that_are_not_the_outputs_are_refused():
     network = nn.Sequential(nn.Linear(3, 5), nn.Flatten(0, 1), nn.Linear(5, 2)).double()
     localize(network, method="dfa", output="2")
-    with pytest.raises(ValueError, match=r"layer '0'=\(4, 6, 2\): must be that of the output, \(24, 2\)"):
+    with pytest.raises(ValueError, match=r"layer '0'=\(4, 6, 2\): must be that of the output '2', \(24, 2\)"):
         network(normal(4, 6, 3))
 
 
@@ -662,6 +670,6 @@ def test_what_holds_no_layer_or_a_localized_one_is_refused():
         localize(nn.Tanh(), method="fa")
     network = mlp()
     localize(network, RuleOptions(method="fa"), filter=lambda name, child: name == "2")
-    with pytest.raises(ValueError, match="layer='2': is a LocalLinear with method='fa' already"):
+    with pytest.raises(ValueError, match="layer='2': learns by method='fa' already"):
         localize(network, method="fa")
     assert isinstance(network[0], nn.Linear) and not isinstance(network[0], LocalLinear)

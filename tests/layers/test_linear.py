@@ -469,7 +469,7 @@ def test_a_tap_of_another_shape_is_refused(method):
 def test_a_tap_that_nobody_published_is_an_error_and_not_silence(method):
     layer = make_layer(method=method)
     y = layer(normal(4, 3).requires_grad_(True), [])
-    with pytest.raises(RuntimeError, match="no error reached this layer's tap"):
+    with pytest.raises(RuntimeError, match="layer 0: no error of the network's output reached it"):
         y.sum().backward()
 
 

@@ -64,7 +64,8 @@ def test_without_decay_the_difference_of_kolen_pollack_stays():
     start = model.head.weight.detach() - model.head.feedback_weight
     for step in range(3):
         training_step(model, optimizer, config, *make_batch(), step)
-    assert model.head.feedback_weight.grad is model.head.weight.grad
+    weight, feedback = model.head.weight.grad, model.head.feedback_weight.grad
+    assert torch.equal(feedback, weight) and feedback.data_ptr() != weight.data_ptr()
     torch.testing.assert_close(model.head.weight - model.head.feedback_weight, start, rtol=1e-10, atol=1e-15)
 
 
@@ -218,7 +219,7 @@ def test_a_feedback_point_needs_a_rule_with_the_outputs_error_and_a_published_ta
         with pytest.raises(ValueError, match="(width|error_features)=0: must be an integer of at least 1"):
             FeedbackPoint(*sizes, RuleOptions(method="dfa"))
     x = torch.randn(2, 3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="no error reached this feedback point's tap"):
+    with pytest.raises(RuntimeError, match="layer 0: no error of the network's output reached it"):
         FeedbackPoint(3, 2, RuleOptions(method="dfa"))(x, []).sum().backward()
     assert "3, method='dfa', norm=True" in repr(FeedbackPoint(3, 2, RuleOptions(method="dfa"), norm=True))
 
