@@ -25,6 +25,7 @@ FILTERED = "left out by the filter"
 UNCALLED = "nn.MultiheadAttention uses its weight without calling it"
 OWN_FORWARD = "has a forward pass of its own"
 NO_WEIGHT = "its weight is computed from other parameters, or not there yet"
+QUANTISED = "is quantised: it has no weight that could learn"
 COMPILED = "torch.compile holds it alone and would go on calling the original: localize first, then compile"
 
 
@@ -128,6 +129,10 @@ def _obstacle(name: str, child: nn.Module, attentions: list[str], compiled: list
     return NO_WEIGHT if weight is None or isinstance(weight, UninitializedParameter) else None
 
 
+def _is_quantised(child: nn.Module) -> bool:
+    return type(child).__module__.startswith("torch.ao.nn.") and hasattr(child, "_packed_params")
+
+
 def choose(
     module: nn.Module, filter: Callable[[str, nn.Module], bool] | None
 ) -> tuple[dict[nn.Module, list[str]], dict[str, str]]:
@@ -152,7 +157,9 @@ def choose(
             allowed = f"learns by method={child.rule.options.method!r} already: restore it first"
             require(not wanted, "layer", names[0], f"{allowed}, or leave it out by filter")
         elif _linear_kind(child) is None:
-            if not isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            if _is_quantised(child):
+                exact |= dict.fromkeys(names, QUANTISED)
+            elif not isinstance(child, nn.Embedding | nn.EmbeddingBag):
                 own = [name for name, p in child.named_parameters(recurse=False) if p.ndim > 1]
                 words = f"a parameter that {type(child).__name__} uses itself"
                 exact |= {f"{names[0]}.{name}".lstrip("."): words for name in own}

@@ -59,7 +59,7 @@ def _publish(output: str, logits: Tensor, waiting: dict[str, list[Tensor]]) -> T
     earlier = next((node.metadata[PUBLISHED] for node in nodes if PUBLISHED in node.metadata), None)
     if earlier is not None:
         raise RuntimeError(
-            f"output layer {output!r}: called twice in one forward pass on what layer {earlier!r} computed, and "
+            f"output layer {output!r}: called twice in one forward pass on what layer {earlier!r} computed; "
             "that layer would get the error of one call only: call it once, on both inputs together"
         )
     found = []

@@ -62,7 +62,9 @@ class LocalLinearFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         """Return y, and a tap if ``tap_features`` is given."""
         tap = None if tap_features is None else x.new_zeros(()).expand(*x.shape[:-1], tap_features)
-        return functional.linear(x, weight, bias), tap
+        y = functional.linear(x, weight, bias)
+        # Of three dimensions it is a view, and autograd forbids to change the view of a Function's in place.
+        return torch.ops.aten._unsafe_view(y, y.shape), tap
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
