@@ -5,11 +5,12 @@ layers that know nothing of taps. A conversion keeps parameters and values, and 
 nothing of the GPT.
 """
 
-from localgpt_core.convert.layers import ConvertedLinear, choose, output_width, replacement, why_nothing
+from localgpt_core.convert.layers import Converted, ConvertedLinear, choose, output_width, replacement, why_nothing
 from localgpt_core.convert.localize import Localized, localize
 from localgpt_core.convert.taps import Taps
 
 __all__ = [
+    "Converted",
     "ConvertedLinear",
     "Localized",
     "Taps",

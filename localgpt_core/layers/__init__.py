@@ -16,7 +16,7 @@ from localgpt_core.layers.bottlenecks import (
 )
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.kmeans import spherical_kmeans
-from localgpt_core.layers.linear import LocalLinear, LocalLinearFunction, publish_error
+from localgpt_core.layers.linear import LocalLayer, LocalLinear, LocalLinearFunction, publish_error
 from localgpt_core.layers.norms import (
     EPS,
     FixedNorm,
@@ -47,6 +47,7 @@ __all__ = [
     "HardTopK",
     "LayerNormProjectedSurrogate",
     "LayerNormSTE",
+    "LocalLayer",
     "LocalLinear",
     "LocalLinearFunction",
     "SigmoidSTE",
