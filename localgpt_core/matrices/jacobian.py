@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from localgpt_core.common.modes import evaluation_mode, exact_derivatives
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide, without_autocast
 from localgpt_core.common.seeds import generator
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
@@ -65,8 +65,12 @@ def jvp_estimates(
     with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
         with _inputs_disturbed(places, add_noise):
             response = forward_ad.unpack_dual(forward()).tangent
-        response = response.flatten(0, -2)
-        return {place: (response.T @ p.flatten(0, -2)).div_(len(response)) for place, p in noise.items()}
+        response = wide(response).flatten(0, -2)
+        with without_autocast(response):
+            return {
+                place: (response.T @ p.flatten(0, -2).to(response.dtype)).div_(len(response))
+                for place, p in noise.items()
+            }
 
 
 def mean_jacobians(
