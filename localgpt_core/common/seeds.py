@@ -27,7 +27,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def normal_like(like: Tensor, source: torch.Generator, std: float = 1.0) -> Tensor:
-    """Return numbers from N(0, std^2) in the shape of ``like``: on the CPU, in its dtype or, if half, float32.
+    """Return numbers from N(0, std^2) in the shape of ``like``: on the CPU, in its dtype, float32 for half.
 
     A seed then means the same numbers on every device. On the meta device, where there are none, ``like``
     itself is returned.

@@ -155,8 +155,8 @@ class _NearestDirection(LocalFunction):
 
     @staticmethod
     def forward(ctx, h: Tensor, codebook: Tensor) -> Tensor:
-        codes = nearest_codes(h, codebook)
-        return codebook[codes].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+        codes, x = nearest_codes(h, codebook), wide(h)
+        return (codebook[codes].to(x.dtype) * x.norm(dim=-1, keepdim=True)).to(h.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
@@ -216,7 +216,8 @@ class VQResidualDir(MaybeExact, nn.Module):
 
     def exact_forward(self, h: Tensor) -> Tensor:
         """Return |h| c_k."""
-        return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+        x = wide(h)
+        return (self.codebook[self.codes(h)].to(x.dtype) * x.norm(dim=-1, keepdim=True)).to(h.dtype)
 
     def local_forward(self, h: Tensor) -> Tensor:
         """Return |h| c_k."""

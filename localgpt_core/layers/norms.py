@@ -61,6 +61,8 @@ class LayerNormSTE(MaybeExact, nn.Module):
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return z = (x - mean) / sigma over the last dimension and 1 / sigma, in float32 for half inputs."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if wide.numel() == 0:  # torch warns of a variance of nothing
+        return wide.clone(), wide.sum(dim=-1, keepdim=True)
     variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
     inverse_sigma = torch.rsqrt(variance + EPS)
     return (wide - mean) * inverse_sigma, inverse_sigma
@@ -81,7 +83,7 @@ def normalise_backward(
 
 
 class _NormaliseFunction(LocalFunction):
-    """``apply(x, mode) -> (z, 1 / sigma)``: the normalised x, float32 at least, with the mode's backward rule.
+    """``apply(x, mode) -> (z, 1 / sigma)``: x normalised, in float32 at least, with a backward rule by mode.
 
     1 / sigma is an output so that the derivative of the backward pass reaches x through it as well.
     """

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.common.functions import LocalFunction
-from localgpt_core.common.modes import MaybeExact
+from localgpt_core.common.modes import MaybeExact, wide
 
 __all__ = [
     "GELUSTE",
@@ -98,7 +98,9 @@ class GELUStepSurrogate(LocalFunction):
         """Return GELU(x), elementwise."""
         cuts, ctx.levels = GELUStepSurrogate.STEPS[mode]
         # Which step an input is on takes a byte here and two bits in principle, not the input itself.
-        ctx.save_for_backward(sum((x > cut).to(torch.uint8) for cut in cuts))
+        # A cut is not on the grid of half precision: compared there, it would be another one.
+        precise = wide(x)
+        ctx.save_for_backward(sum((precise > cut).to(torch.uint8) for cut in cuts))
         return functional.gelu(x)
 
     @staticmethod

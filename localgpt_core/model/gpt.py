@@ -39,12 +39,12 @@ __all__ = ["LocalGPT"]
 
 def _probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Return the probabilities (B, V) of the next token, those beyond the ``top_k`` largest logits zero."""
-    scaled = logits / temperature
+    scaled = (logits / temperature).float()
     # Where that overflows, what is left is the distance to the largest, of which softmax knows no more.
     distance = wide(logits) - wide(logits).amax(dim=-1, keepdim=True)
     distance = torch.where(distance == 0, 0.0, distance.double() / temperature)
     overflows = ~scaled.isfinite().all(dim=-1, keepdim=True)
-    scaled = torch.where(overflows, distance.float(), scaled.float())
+    scaled = torch.where(overflows, distance.float(), scaled)
     if top_k is not None:
         floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         scaled = scaled.masked_fill(logits < floor, -torch.inf)

@@ -50,12 +50,7 @@ def text(length: int = 400) -> np.ndarray:
 
 def losses(options: dict, disturb: float = 0.0) -> list[float]:
     """Return the training loss of every step, with all weights changed by the factor 1 + disturb first."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = build_model(LocalGPTConfig(**MODEL, **options), TRAIN)
-    finally:
-        torch.set_default_dtype(default)
+    model = build_model(LocalGPTConfig(**MODEL, **options), TRAIN)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + disturb)
