@@ -90,7 +90,8 @@ def wide(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Leave the dtypes of operations on the device of ``x`` alone inside the ``with`` block."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    switched_on = not x.is_meta and torch.is_autocast_enabled(kind)  # of meta torch does not answer
+    return torch.autocast(kind, enabled=False) if switched_on else nullcontext()
 
 
 def in_float32(function: Callable) -> Callable:

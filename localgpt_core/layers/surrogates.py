@@ -20,6 +20,8 @@ neighbours.
 a = 0.330 minimise the mean squared error of s for standard normal inputs under the symmetry of GELU's
 derivative, d(-x) = 1 - d(x).
 
+A second derivative is that of the backward pass, to which an identity or a step function adds nothing.
+
 The straight-through estimator, a backward pass that skips a derivative, is from Bengio, Leonard and
 Courville 2013.
 """

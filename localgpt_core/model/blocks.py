@@ -83,7 +83,9 @@ class Attention(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
-        self.future.fill_(True).triu_(1)  # no state_dict brings it back where to_empty left it undefined
+        # No state_dict brings it back where to_empty left it undefined.
+        with torch.inference_mode(self.future.is_inference()):
+            self.future.fill_(True).triu_(1)
         return self
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:

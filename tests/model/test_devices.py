@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from localgpt_core import (
     FrozenSubspace,
+    LayerNormProjectedSurrogate,
     LocalGPT,
     LocalGPTConfig,
     LocalLinear,
@@ -19,6 +20,7 @@ from localgpt_core import (
     VQResidualDir,
     describe,
 )
+from localgpt_core.layers import TopK
 from localgpt_core.training.step import build_model
 
 CASES = {f"rule-{name}": options for name, options in RULE_CASES.items()} | MODEL_CASES
@@ -207,6 +209,22 @@ def test_on_the_meta_device_nothing_is_drawn_and_the_random_state_goes_on_as_els
     assert model.head.feedback_weight.shape == (SIZES["vocab_size"], 3 * 2**14)
     layer = LocalLinear(3, 2**20, options=RuleOptions(method="fa", fa_init_mode="orthogonal"), device="meta")
     assert layer.feedback_weight.is_meta
+
+
+@pytest.mark.parametrize(
+    "part", [VQResidualDir(12, 11), FrozenSubspace(12, 3), TopK(3), LayerNormProjectedSurrogate(12)], ids=repr
+)
+def test_what_stands_in_the_stream_computes_shapes_on_the_meta_device(part):
+    x = torch.empty(2, 3, 12, device="meta", requires_grad=True)
+    y = copy.deepcopy(part).to("meta")(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert y.is_meta and grad.is_meta and y.shape == grad.shape == x.shape
+
+
+def test_a_model_that_was_built_in_inference_mode_can_be_moved():
+    with torch.inference_mode():
+        model = built({})
+    assert torch.equal(model.to("cpu").blocks[0].attn.future, torch.ones(6, 6, dtype=torch.bool).triu(1))
 
 
 def test_loading_a_state_dict_on_the_cpu_leaves_every_parameter_where_it_is():
