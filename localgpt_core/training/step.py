@@ -32,8 +32,8 @@ def build_model(
 ) -> LocalGPT:
     """Return the untrained model of a run: a function of the two configurations only.
 
-    Neither torch's default dtype nor its default device is asked. With precision float64 the weights are
-    drawn in float64, otherwise in float32.
+    Neither torch's default dtype nor its default device is asked. All numbers are drawn in float32, with
+    precision float64 too: the start is the same.
 
     Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
     embeddings and the head are left to learn.
@@ -44,8 +44,9 @@ def build_model(
     check_run(model_config, train_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(train_config.seed, "model"))
-        dtype = torch.float64 if train_config.precision == "float64" else torch.float32
-        model = LocalGPT(model_config, device="cpu", dtype=dtype)
+        model = LocalGPT(model_config, device="cpu", dtype=torch.float32)
+    if train_config.precision == "float64":
+        model.double()
     if train_config.freeze_body:
         model.blocks.requires_grad_(False)
         model.ln_f.requires_grad_(False)

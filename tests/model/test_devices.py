@@ -107,6 +107,7 @@ def test_the_configuration_of_a_run_decides_and_not_torchs_defaults(precision, d
     expected = build_model(config, TrainConfig(precision=precision))
     dtype = torch.float64 if precision == "float64" else torch.float32
     assert {tensor.dtype for tensor in tensors(expected).values()} == {dtype, torch.bool}
+    assert_same(expected, build_model(config, TrainConfig()).to(dtype))  # one start for all precisions
     with default():
         assert_same(build_model(config, TrainConfig(precision=precision)), expected)
 
