@@ -224,6 +224,47 @@ def test_a_graph_of_the_first_derivative_alone_changes_none_of_its_bits():
             with_graph[0].mul_(2)  # as clipping does
 
 
+def test_gradients_that_refuse_a_second_derivative_may_be_changed_in_place():
+    _, function, inputs = USES["SoftmaxValueMixLocalFn-refused"]
+    grads = torch.autograd.grad(function(*inputs).pow(2).sum(), inputs, create_graph=True)
+    for grad in grads:
+        grad *= 2
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(grad.sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_a_second_derivative_is_refused_where_the_first_one_has_no_graph_of_its_own(wanted):
+    # dV = A^T dO with a constant dO depends on the scores alone, which are not kept.
+    _, function, inputs = USES["SoftmaxValueMixLocalFn-refused"]
+    _, grad_value = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="SoftmaxValueMixLocalFn has no second derivative"):
+        torch.autograd.grad(grad_value.pow(2).sum() + inputs[wanted].sum(), inputs[wanted])
+
+
+class Cube(LocalFunction):
+    """x^3 with a derivative that is kept instead of x, as a number that knows nothing of x."""
+
+    twice = False
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x, 3 * x * x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.saved_tensors[1]
+
+
+def test_a_derivative_that_is_a_constant_to_torch_is_refused_on_the_way_to_the_input():
+    x = normal(T).requires_grad_(True)
+    (grad,) = torch.autograd.grad(Cube.apply(x).sum(), x, create_graph=True)
+    assert torch.equal(grad, 3 * x * x)
+    with pytest.raises(RuntimeError, match="Cube has no second derivative"):
+        torch.autograd.grad(grad.sum() + x.sum(), x)
+
+
 def test_subclasses_with_another_backward_pass_are_refused_too():
     class Other(SoftmaxValueMix):
         @staticmethod
