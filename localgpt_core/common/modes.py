@@ -10,6 +10,7 @@ Every block here gives back what it found, also where blocks are nested or end b
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,10 @@ __all__ = [
     "autocast_dtype",
     "evaluation_mode",
     "exact_derivatives",
+    "in_float32",
     "set_for_a_while",
     "watch",
+    "wide",
     "without_autocast",
 ]
 
@@ -87,9 +90,38 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if on else None
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32 at least, in which sums and decompositions are taken whatever it is itself."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Leave the dtypes of operations on the device of ``x`` alone inside the ``with`` block."""
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+
+
+def in_float32(function: Callable) -> Callable:
+    """Let ``function`` see half-precision tensors in float32, and no autocast.
+
+    What it changed in place and the tensor that it returns are rounded to the type of what it was given.
+    """
+
+    @wraps(function)
+    def seeing_float32(*args: object, **named: object) -> object:
+        given = [x for x in (*args, *named.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+        widened = {id(x): wide(x) for x in given}
+        with without_autocast(given[0]):
+            result = function(
+                *(widened.get(id(x), x) for x in args),
+                **{name: widened.get(id(x), x) for name, x in named.items()},
+            )
+        half = [x for x in given if widened[id(x)] is not x]
+        for x in half:
+            if not torch.equal(wide(x), widened[id(x)]):
+                x.copy_(widened[id(x)])
+        return result.to(half[0].dtype) if half and isinstance(result, Tensor) else result
+
+    return seeing_float32
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ having to be saved: the key says it all.
 import hashlib
 
 import torch
+from torch import Tensor
 
-__all__ = ["generator", "seed_from"]
+__all__ = ["generator", "normal_like", "seed_from"]
 
 
 def seed_from(*key: int | str) -> int:
@@ -23,3 +24,15 @@ def seed_from(*key: int | str) -> int:
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh ``torch.Generator`` on ``device``, seeded by ``seed_from(*key)``."""
     return torch.Generator(device=device).manual_seed(seed_from(*key))
+
+
+def normal_like(like: Tensor, source: torch.Generator, std: float = 1.0) -> Tensor:
+    """Return numbers from N(0, std^2) in the shape of ``like``: on the CPU, in its dtype, float32 for half.
+
+    A seed then means the same numbers on every device. On the meta device, where there are none, ``like``
+    itself is returned.
+    """
+    if like.is_meta:
+        return like
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.empty(like.shape, dtype=dtype, device="cpu").normal_(0.0, std, generator=source)

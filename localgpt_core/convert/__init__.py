@@ -5,7 +5,14 @@ layers that know nothing of taps. A conversion keeps parameters and values, and 
 nothing of the GPT.
 """
 
-from localgpt_core.convert.layers import Converted, ConvertedLinear, choose, output_width, replacement, why_nothing
+from localgpt_core.convert.layers import (
+    Converted,
+    ConvertedLinear,
+    choose,
+    output_width,
+    replacement,
+    why_nothing,
+)
 from localgpt_core.convert.localize import Localized, localize
 from localgpt_core.convert.taps import Taps
 

@@ -149,8 +149,8 @@ class _Stepper:
         self.config, self.device = config, device
         self.optimizer = build_optimizer(self.model, config)
         shape = (config.batch_size, model_config.block_size)
-        self.idx = torch.randint(model_config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-        self.idx = self.idx.to(device)
+        source = torch.Generator("cpu").manual_seed(0)
+        self.idx = torch.randint(model_config.vocab_size, shape, generator=source, device="cpu").to(device)
         self.forward = torch.compile(self.model) if config.compile else self.model
         for _ in range(WARM_UP_STEPS):
             self.step()

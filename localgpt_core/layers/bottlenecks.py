@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.modes import MaybeExact, set_for_a_while, without_autocast
+from localgpt_core.common.functions import LocalFunction
+from localgpt_core.common.modes import MaybeExact, set_for_a_while, wide, without_autocast
+from localgpt_core.common.seeds import normal_like
 from localgpt_core.common.validation import require_integer
 from localgpt_core.layers.kmeans import spherical_kmeans
 
@@ -56,7 +58,7 @@ def winners(magnitude: Tensor, k: int) -> Tensor:
         return _winners_by_topk(magnitude, k)
     n = magnitude.shape[-1]
     rows = _numpy(magnitude).reshape(-1, n)
-    mask = rows >= np.sort(rows, axis=-1)[:, n - k, None]
+    mask = np.greater_equal(rows, np.sort(rows, axis=-1)[:, n - k, None], order="C")
     tied = np.count_nonzero(mask, axis=-1) != k
     if tied.any():
         mask[tied] = _winners_by_topk(torch.from_numpy(rows[tied]), k).numpy()
@@ -85,7 +87,13 @@ def _(x: Tensor, mask: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-class HardTopK(torch.autograd.Function):
+keep.register_autograd(
+    lambda ctx, grad_output: (keep(grad_output, *ctx.saved_tensors), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
+
+
+class HardTopK(LocalFunction):
     """``apply(x, k)``: keep the k entries of largest magnitude of the last dimension, zero the others.
 
     Exactly k survive, ties included, and the gradient passes through the same k places (k-winners-take-all;
@@ -132,28 +140,23 @@ class TopK(MaybeExact, nn.Module):
         return HardTopK.apply(x, self.k)
 
 
-def _wide(h: Tensor) -> Tensor:
-    """Return tokens in float32 at least: what narrows the stream leaves it as precise as it is."""
-    return h.to(torch.promote_types(h.dtype, torch.float32))
-
-
 def nearest_codes(h: Tensor, codebook: Tensor) -> Tensor:
     """Return argmax_k <h, c_k> (...) for tokens h (..., d_model) and codes (K, d_model).
 
     The products are taken in float32 at least, under autocast too.
     """
-    h = _wide(h.detach())
+    h = wide(h.detach())
     with without_autocast(h):
         return largest(functional.linear(h, codebook.to(h.dtype)))
 
 
-class _NearestDirection(torch.autograd.Function):
+class _NearestDirection(LocalFunction):
     """``apply(h, codebook)``: |h| times the nearest code; identity backward."""
 
     @staticmethod
     def forward(ctx, h: Tensor, codebook: Tensor) -> Tensor:
-        codes = nearest_codes(h, codebook)
-        return codebook[codes].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+        codes, x = nearest_codes(h, codebook), wide(h)
+        return (codebook[codes].to(x.dtype) * x.norm(dim=-1, keepdim=True)).to(h.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
@@ -171,6 +174,7 @@ class VQResidualDir(MaybeExact, nn.Module):
         n_codes: Number of codes, Gaussian directions of unit norm in the buffer ``codebook``.
         seed: Seed of the codes. None starts every codebook from the same fixed state, so that blocks of the
             same width share one codebook.
+        dtype: Floating-point type of the codes; torch's default where none is given.
 
     Attributes:
         in_use: Whether tokens are quantised; while it is False they pass as they are, and the state_dict
@@ -182,13 +186,15 @@ class VQResidualDir(MaybeExact, nn.Module):
 
     in_use = True
 
-    def __init__(self, d_model: int, n_codes: int, seed: int | None = None) -> None:
+    def __init__(
+        self, d_model: int, n_codes: int, seed: int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         require_integer("d_model", d_model, 1)
         require_integer("n_codes", n_codes, 1)
-        source = torch.Generator().manual_seed(UNSEEDED if seed is None else seed)
-        codes = torch.randn(n_codes, d_model, generator=source)
-        self.register_buffer("codebook", functional.normalize(codes, dim=-1))
+        like = torch.empty(n_codes, d_model, dtype=dtype)
+        codes = normal_like(like, torch.Generator("cpu").manual_seed(UNSEEDED if seed is None else seed))
+        self.register_buffer("codebook", functional.normalize(codes, dim=-1).to(like))
 
     def codes(self, h: Tensor) -> Tensor:
         """Return the index of the nearest code (...) of each token h (..., d_model)."""
@@ -210,7 +216,8 @@ class VQResidualDir(MaybeExact, nn.Module):
 
     def exact_forward(self, h: Tensor) -> Tensor:
         """Return |h| c_k."""
-        return self.codebook[self.codes(h)].to(h.dtype) * h.norm(dim=-1, keepdim=True)
+        x = wide(h)
+        return (self.codebook[self.codes(h)].to(x.dtype) * x.norm(dim=-1, keepdim=True)).to(h.dtype)
 
     def local_forward(self, h: Tensor) -> Tensor:
         """Return |h| c_k."""
@@ -221,7 +228,7 @@ class VQResidualDir(MaybeExact, nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not self.in_use:
-            destination[f"{prefix}in_use"] = torch.tensor(False)
+            destination[f"{prefix}in_use"] = torch.tensor(False, device="cpu")
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
         self.in_use = bool(state_dict.pop(f"{prefix}in_use", True))
@@ -244,21 +251,24 @@ class FrozenSubspace(nn.Module):
         d_model: Width of a token.
         rank: Dimension of the subspace.
         seed: Seed of Q; the default gives every block the same subspace.
+        dtype: Floating-point type of Q; torch's default where none is given.
 
     Raises:
         ValueError: Unless 1 <= rank <= d_model.
     """
 
-    def __init__(self, d_model: int, rank: int, seed: int = 42) -> None:
+    def __init__(self, d_model: int, rank: int, seed: int = 42, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         require_integer("d_model", d_model, 1)
         require_integer("rank", rank, 1, d_model)
-        gaussian = torch.randn(d_model, rank, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("Q", torch.linalg.qr(gaussian).Q)
+        like = torch.empty(d_model, rank, dtype=dtype)
+        gaussian = normal_like(like, torch.Generator("cpu").manual_seed(seed))
+        self.register_buffer("Q", torch.linalg.qr(gaussian).Q.to(like).contiguous())
 
     def forward(self, h: Tensor) -> Tensor:
         """Return h Q Q^T, shaped like h (..., d_model)."""
-        wide = _wide(h)
-        basis = self.Q.to(wide.dtype)
-        with without_autocast(wide):
-            return ((wide @ basis) @ basis.T).to(h.dtype)
+        x = wide(h)
+        # In this layout, whatever that of Q: it decides how a product is rounded.
+        rows = self.Q.T.to(x.dtype).contiguous()
+        with without_autocast(x):
+            return ((x @ rows.T) @ rows).to(h.dtype)

@@ -17,24 +17,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.layers.linear import missing_error
-from localgpt_core.layers.norms import EPS, normalise, normalise_backward
+from localgpt_core.layers.norms import EPS, normalised
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
 __all__ = ["FeedbackPoint"]
 
 
-class _FeedbackPointFunction(torch.autograd.Function):
-    """``apply(x, buffer, rule, tap_features, norm, place) -> (x, tap)``; the tap brings the gradient of x."""
+class _FeedbackPointFunction(LocalFunction):
+    """``apply(x, entry, buffer, rule, tap_features, place) -> (x, tap)``; the tap's error enters at entry."""
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, buffer: Tensor, rule: LearningRule, tap_features: int, norm: bool, place: int | str
+        ctx,
+        x: Tensor,
+        entry: Tensor,
+        buffer: Tensor,
+        rule: LearningRule,
+        tap_features: int,
+        place: int | str,
     ) -> tuple[Tensor, Tensor]:
         ctx.rule, ctx.place = rule, place
-        ctx.save_for_backward(buffer, *(normalise(x) if norm else ()))
+        ctx.save_for_backward(buffer)
         ctx.set_materialize_grads(False)
         return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
 
@@ -42,11 +49,9 @@ class _FeedbackPointFunction(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         if tap_error is None:
             raise missing_error(ctx.place)
-        buffer, *normalised = ctx.saved_tensors
-        grad_input = tap_error @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
-        if normalised:
-            grad_input = normalise_backward(grad_input, *normalised)
-        return grad_input, None, None, None, None, None
+        (buffer,) = ctx.saved_tensors
+        grad_entry = tap_error @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
+        return None, grad_entry, None, None, None, None
 
 
 class FeedbackPoint(HoldsFeedback, nn.Module):
@@ -86,9 +91,8 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
         if self.exact or not torch.is_grad_enabled():
             return x
-        y, tap = _FeedbackPointFunction.apply(
-            x, self.buffer, self.rule, self.tap_features, self.norm, self.place
-        )
+        entry = normalised(x) if self.norm else x
+        y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)
         taps.append(tap)
         return y
 

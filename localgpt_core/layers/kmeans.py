@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localgpt_core.common.modes import in_float32
 from localgpt_core.common.validation import require
 
 __all__ = ["spherical_kmeans"]
@@ -19,10 +20,11 @@ ROUNDS = 12
 ROWS = 8192  # vectors assigned at one time: a table of ROWS x k cosines has to fit
 
 
+@in_float32
 def spherical_kmeans(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Return k unit vectors (k x d), the centres of the directions of the rows of x (n x d).
 
-    The start are k of the rows, drawn by ``generator``.
+    The start are k of the rows, drawn by ``generator``. Half-precision rows are clustered in float32.
 
     Raises:
         ValueError: If k exceeds n.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.common.functions import INSTEAD, LocalFunction
 from localgpt_core.common.modes import MaybeExact
 from localgpt_core.common.validation import require_choice
 from localgpt_core.layers.surrogates import StraightThrough
@@ -30,6 +31,7 @@ __all__ = [
     "LayerNormSTE",
     "normalise",
     "normalise_backward",
+    "normalised",
 ]
 
 EPS = 1e-5
@@ -42,9 +44,9 @@ class LayerNormSTE(MaybeExact, nn.Module):
     stay at their start, so they do not ask for one.
     """
 
-    def __init__(self, n_embd: int) -> None:
+    def __init__(self, n_embd: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(n_embd, eps=EPS).requires_grad_(False)
+        self.ln = nn.LayerNorm(n_embd, eps=EPS, dtype=dtype).requires_grad_(False)
 
     def exact_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
@@ -60,6 +62,8 @@ class LayerNormSTE(MaybeExact, nn.Module):
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return z = (x - mean) / sigma over the last dimension and 1 / sigma, in float32 for half inputs."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if wide.numel() == 0:  # torch warns of a variance of nothing
+        return wide.clone(), wide.sum(dim=-1, keepdim=True)
     variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
     inverse_sigma = torch.rsqrt(variance + EPS)
     return (wide - mean) * inverse_sigma, inverse_sigma
@@ -79,19 +83,41 @@ def normalise_backward(
     return (kept * inverse_sigma).to(grad_output.dtype)
 
 
-class _NormaliseFunction(torch.autograd.Function):
-    """``apply(x, mode)``: z = (x - mean) / sigma over the last dimension, with the mode's backward rule."""
+class _NormaliseFunction(LocalFunction):
+    """``apply(x, mode) -> (z, 1 / sigma)``: x normalised, in float32 at least, with a backward rule by mode.
+
+    1 / sigma is an output so that the derivative of the backward pass reaches x through it as well.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, mode: str) -> Tensor:
+    def forward(ctx, x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
         z, inverse_sigma = normalise(x)
-        ctx.center = mode != "scale"
+        ctx.mode = mode
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(z if mode == "projected" else None, inverse_sigma)
-        return z.to(x.dtype)
+        return z, inverse_sigma
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
-        return normalise_backward(grad_output, *ctx.saved_tensors, center=ctx.center), None
+    def backward(
+        ctx, grad_output: Tensor | None, grad_inverse_sigma: Tensor | None
+    ) -> tuple[Tensor | None, None]:
+        z, inverse_sigma = ctx.saved_tensors
+        grad = None
+        if grad_output is not None:
+            grad = normalise_backward(grad_output, z, inverse_sigma, center=ctx.mode != "scale")
+        if grad_inverse_sigma is not None:  # in a second derivative only
+            if z is None:
+                where = f"_NormaliseFunction (LayerNormProjectedSurrogate, mode={ctx.mode!r})"
+                raise RuntimeError(f"{where} has no second derivative; {INSTEAD}")
+            through_sigma = -grad_inverse_sigma * inverse_sigma.square() * z / z.shape[-1]
+            grad = through_sigma if grad is None else grad + through_sigma
+        return grad, None
+
+
+def normalised(x: Tensor, mode: str = "projected") -> Tensor:
+    """Return z = (x - mean) / sigma over the last dimension, with the mode's backward rule."""
+    z, _ = _NormaliseFunction.apply(x, mode)
+    return z.to(x.dtype)
 
 
 class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
@@ -101,8 +127,9 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     Args:
         n_embd: Width of the normalised dimension.
-        mode: ``"projected"``, the exact Jacobian; ``"center_scale"``, which drops its radial term
-            z mean(v z); or ``"scale"``, which drops the mean as well.
+        mode: ``"projected"``, the exact Jacobian, which has a second derivative too; ``"center_scale"``,
+            which drops its radial term z mean(v z); or ``"scale"``, which drops the mean as well.
+        dtype: Floating-point type of gamma and beta; torch's default where none is given.
 
     Raises:
         ValueError: For another mode.
@@ -110,12 +137,12 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     MODES = ("center_scale", "projected", "scale")
 
-    def __init__(self, n_embd: int, mode: str = "projected") -> None:
+    def __init__(self, n_embd: int, mode: str = "projected", dtype: torch.dtype | None = None) -> None:
         super().__init__()
         require_choice("mode", mode, self.MODES)
         self.mode = mode
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias_param = nn.Parameter(torch.zeros(n_embd))
+        self.weight = nn.Parameter(torch.ones(n_embd, dtype=dtype))
+        self.bias_param = nn.Parameter(torch.zeros(n_embd, dtype=dtype))
 
     def exact_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
@@ -123,7 +150,7 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     def local_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
-        return _NormaliseFunction.apply(x, self.mode) * self.weight + self.bias_param
+        return normalised(x, self.mode) * self.weight + self.bias_param
 
 
 class FixedNorm(nn.Module):
@@ -133,11 +160,11 @@ class FixedNorm(nn.Module):
     the mean, and from then on nothing holds the scale of x.
     """
 
-    def __init__(self, n_embd: int, size: float) -> None:
+    def __init__(self, n_embd: int, size: float, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.size = size
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd))
+        self.weight = nn.Parameter(torch.ones(n_embd, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(n_embd, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (x / size) gamma + beta for x (..., n_embd)."""

@@ -20,6 +20,8 @@ neighbours.
 a = 0.330 minimise the mean squared error of s for standard normal inputs under the symmetry of GELU's
 derivative, d(-x) = 1 - d(x).
 
+A second derivative is that of the backward pass, to which an identity or a step function adds nothing.
+
 The straight-through estimator, a backward pass that skips a derivative, is from Bengio, Leonard and
 Courville 2013.
 """
@@ -28,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.modes import MaybeExact
+from localgpt_core.common.functions import LocalFunction
+from localgpt_core.common.modes import MaybeExact, wide
 
 __all__ = [
     "GELUSTE",
@@ -42,8 +45,11 @@ __all__ = [
 ]
 
 
-class StraightThrough(torch.autograd.Function):
-    """``apply(x, y)``: the value y in the forward pass, the identity towards x in the backward pass."""
+class StraightThrough(LocalFunction):
+    """``apply(x, y)``: the value y in the forward pass, the identity towards x in the backward pass.
+
+    What is returned shares its memory with y.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
@@ -56,7 +62,7 @@ class StraightThrough(torch.autograd.Function):
         return grad_output, None
 
 
-class SigmoidSTE(torch.autograd.Function):
+class SigmoidSTE(LocalFunction):
     """``apply(x)``: sigmoid(x) with the identity as its derivative."""
 
     @staticmethod
@@ -70,7 +76,7 @@ class SigmoidSTE(torch.autograd.Function):
         return grad_output
 
 
-class GELUSTE(torch.autograd.Function):
+class GELUSTE(LocalFunction):
     """``apply(x)``: the exact GELU, x Phi(x), with the identity as its derivative."""
 
     @staticmethod
@@ -84,7 +90,7 @@ class GELUSTE(torch.autograd.Function):
         return grad_output
 
 
-class GELUStepSurrogate(torch.autograd.Function):
+class GELUStepSurrogate(LocalFunction):
     """``apply(x, mode)``: the exact GELU with a step function of x as its derivative; see the module."""
 
     STEPS = {"relu": ((0.0,), (0.0, 1.0)), "steps": ((-0.449, 0.0, 0.449), (0.0, 0.33, 0.67, 1.0))}
@@ -94,7 +100,9 @@ class GELUStepSurrogate(torch.autograd.Function):
         """Return GELU(x), elementwise."""
         cuts, ctx.levels = GELUStepSurrogate.STEPS[mode]
         # Which step an input is on takes a byte here and two bits in principle, not the input itself.
-        ctx.save_for_backward(sum((x > cut).to(torch.uint8) for cut in cuts))
+        # A cut is not on the grid of half precision: compared there, it would be another one.
+        precise = wide(x)
+        ctx.save_for_backward(sum((precise > cut).to(torch.uint8) for cut in cuts))
         return functional.gelu(x)
 
     @staticmethod
@@ -133,11 +141,14 @@ class SurrogateSigmoid(MaybeExact, nn.Module):
         return SigmoidSTE.apply(x)
 
 
-class SoftmaxValueMixLocalFn(torch.autograd.Function):
+class SoftmaxValueMixLocalFn(LocalFunction):
     """``apply(scores, value)``: O = softmax(scores) V with a backward pass that each query computes alone.
 
     ``scores`` is (..., T, S), with -inf where a query may not look; ``value`` is (..., S, D), O (..., T, D).
+    A second derivative is refused: it would take the scores, which are not kept.
     """
+
+    twice = False
 
     @staticmethod
     def forward(ctx, scores: Tensor, value: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ A second use of the same probes is the block Kaczmarz step: the smallest change 
 With lr = 1 it makes B exact on the n directions that were probed, norm included, so that the misalignment
 loses n / d of its square at every step, and all of it where n >= d.
 
+Half precision, whose rounding is of the size of a step, is moved in float32.
+
 Neither labels, nor a backward pass, nor W^T are used. Source of the idea: Caillon et al. 2026, whose
 alignment is against the network's Jacobian; the layer-local form replaces it by the layer's own.
 """
@@ -27,10 +29,13 @@ alignment is against the network's Jacobian; the layer-local form replaces it by
 import torch
 from torch import Tensor
 
+from localgpt_core.common.modes import in_float32
+
 __all__ = ["align_to_weight", "project_to_weight"]
 
 
 @torch.no_grad()
+@in_float32
 def align_to_weight(
     weight: Tensor, feedback: Tensor, n_probe: int, lr: float, generator: torch.Generator
 ) -> None:
@@ -61,6 +66,7 @@ def align_to_weight(
 
 
 @torch.no_grad()
+@in_float32
 def project_to_weight(
     weight: Tensor, feedback: Tensor, n_probe: int, lr: float, generator: torch.Generator
 ) -> None:

@@ -38,23 +38,29 @@ def initial_feedback(
 ) -> Tensor:
     """Return B (error_features x in_features) in the dtype and on the device of ``weight`` (out x in).
 
+    It is contiguous, and without numbers on the meta device.
+
     Raises:
         ValueError: If ``fa_sparse_k`` exceeds ``in_features``.
     """
     shape = (error_features, weight.shape[1])
+    k, allowed = options.fa_sparse_k, f"must be at most in_features={weight.shape[1]}"
+    require(options.fa_init_mode != "sparse" or k <= weight.shape[1], "fa_sparse_k", k, allowed)
+    if weight.is_meta:
+        return weight.new_empty(shape)
     if options.fa_init_mode == "sparse":
-        feedback = _sparse(shape, options.fa_sparse_k, generator) * options.feedback_std
+        feedback = _sparse(shape, k, generator) * options.feedback_std
     elif options.fa_init_mode == "gaussian":
         feedback = _gaussian(shape, generator) * options.feedback_std
     else:
         he = options.fa_init_mode == "ortho_he"
         rms = math.sqrt(2 / error_features) if he else options.feedback_std
         feedback = _semi_orthogonal(shape, generator) * rms
-    return feedback.to(device=weight.device, dtype=weight.dtype)
+    return feedback.to(device=weight.device, dtype=weight.dtype).contiguous()
 
 
 def _gaussian(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _semi_orthogonal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -68,9 +74,9 @@ def _semi_orthogonal(shape: tuple[int, int], generator: torch.Generator) -> Tens
 def _sparse(shape: tuple[int, int], k: int, generator: torch.Generator) -> Tensor:
     """Return a matrix with ``k`` non-zeros in each row, every row of RMS 1."""
     rows, columns = shape
-    require(k <= columns, "fa_sparse_k", k, f"must be at most in_features={columns}")
     k = k or max(1, columns // 16)
-    places = torch.rand(shape, generator=generator, dtype=torch.float64).topk(k, dim=1).indices
+    like = {"dtype": torch.float64, "device": "cpu"}
+    places = torch.rand(shape, generator=generator, **like).topk(k, dim=1).indices
     values = _gaussian((rows, k), generator)
     values = values / values.square().mean(dim=1, keepdim=True).sqrt() * math.sqrt(columns / k)
-    return torch.zeros(shape, dtype=torch.float64).scatter_(1, places, values)
+    return torch.zeros(shape, **like).scatter_(1, places, values)

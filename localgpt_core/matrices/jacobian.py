@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from localgpt_core.common.modes import evaluation_mode, exact_derivatives
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide, without_autocast
 from localgpt_core.common.seeds import generator
+from localgpt_core.common.validation import require
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
 
@@ -50,7 +51,11 @@ def jvp_estimates(
 ) -> dict[nn.Module, Tensor]:
     """Return the estimate mean over tokens of (J p) p^T, (V x in), for each of ``places``.
 
-    ``forward()`` returns the logits (..., V) of ``model``. The noise depends on ``key`` only.
+    ``forward()`` returns the logits (..., V) of ``model``. The noise depends on ``key`` only. Estimates are
+    taken in float32 at least.
+
+    Raises:
+        ValueError: If the pass overflows float16.
     """
     noise: dict[nn.Module, Tensor] = {}
 
@@ -65,8 +70,15 @@ def jvp_estimates(
     with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
         with _inputs_disturbed(places, add_noise):
             response = forward_ad.unpack_dual(forward()).tangent
-        response = response.flatten(0, -2)
-        return {place: (response.T @ p.flatten(0, -2)).div_(len(response)) for place, p in noise.items()}
+        half = response.dtype == torch.float16  # torch's derivative of a norm alone is beyond its range
+        allowed = "the derivative of the network overflows in it: use bfloat16 or float32"
+        require(not half or bool(response.isfinite().all()), "dtype", response.dtype, allowed)
+        response = wide(response).flatten(0, -2)
+        with without_autocast(response):
+            return {
+                place: (response.T @ p.flatten(0, -2).to(response.dtype)).div_(len(response))
+                for place, p in noise.items()
+            }
 
 
 def mean_jacobians(

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from localgpt_core.common.seeds import generator
+from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.measure.alignment import alignment
 from localgpt_core.model.gpt import LocalGPT
@@ -183,7 +183,7 @@ def _carriers(probe: _Probe, before: Gradients) -> dict[str, list[str]]:
             carriers[name].append(f"{words[reads]} {layer}")
     for place, module in probe.model.named_modules():
         if isinstance(module, HoldsFeedback) and module.buffer is not None and module.buffer.ndim == 2:
-            other = torch.randn(module.buffer.shape, generator=generator(place)).to(module.buffer)
+            other = normal_like(module.buffer, generator(place)).to(module.buffer)
             with _replaced(module.buffer, other):
                 for name in _changed(before, probe.gradients()):
                     carriers[name].append(f"B of {place}")
@@ -200,7 +200,7 @@ def describe(model: LocalGPT) -> str:
     """
     config = model.config
     source = generator("describe")
-    idx = torch.randint(config.vocab_size, (2, min(config.block_size, 8)), generator=source)
+    idx = torch.randint(config.vocab_size, (2, min(config.block_size, 8)), generator=source, device="cpu")
     idx = idx.to(next(model.parameters()).device)
     targets = idx.flip(1)
     measured = alignment(model, idx, targets)

@@ -9,6 +9,7 @@ unless chosen otherwise.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,38 +30,63 @@ INIT_STD = 0.02  # of weights and embeddings
 STREAM_RMS = math.sqrt(2) * INIT_STD  # a token's and a position's embedding, added
 
 
-def local_linear(config: LocalGPTConfig, in_features: int, out_features: int) -> LocalLinear:
+def local_linear(
+    config: LocalGPTConfig, in_features: int, out_features: int, dtype: torch.dtype | None
+) -> LocalLinear:
     """Return a layer of the body: its output error, where the rule wants it, is that of the logits."""
-    options = config.inside_rule
-    return LocalLinear(in_features, out_features, config.bias, options, error_features=config.vocab_size)
+    others = {"error_features": config.vocab_size, "dtype": dtype}
+    return LocalLinear(in_features, out_features, config.bias, config.inside_rule, **others)
 
 
-def feedback_point(config: LocalGPTConfig) -> FeedbackPoint:
+def feedback_point(config: LocalGPTConfig, dtype: torch.dtype | None) -> FeedbackPoint:
     """Return a place in the residual stream where the output's error comes in."""
-    return FeedbackPoint(config.n_embd, config.vocab_size, config.rule, config.dfa_norm)
+    point = FeedbackPoint(config.n_embd, config.vocab_size, config.rule, config.dfa_norm).to(dtype=dtype)
+    point.register_load_state_dict_post_hook(_leave_meta)
+    return point
 
 
-def layer_norm(config: LocalGPTConfig) -> nn.Module:
+def layer_norm(config: LocalGPTConfig, dtype: torch.dtype | None = None) -> nn.Module:
     """Return the norm that ``config.ln_mode`` asks for."""
     if config.ln_mode == "bp":
-        return nn.LayerNorm(config.n_embd, eps=1e-5)
+        return nn.LayerNorm(config.n_embd, eps=1e-5, dtype=dtype)
     if config.ln_mode == "ste":
-        return LayerNormSTE(config.n_embd)
+        return LayerNormSTE(config.n_embd, dtype)
     if config.ln_mode == "none":
-        return FixedNorm(config.n_embd, STREAM_RMS)
-    return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode)
+        return FixedNorm(config.n_embd, STREAM_RMS, dtype)
+    return LayerNormProjectedSurrogate(config.n_embd, config.ln_mode, dtype)
+
+
+def _leave_meta(module: nn.Module, incompatible_keys: object) -> None:
+    """Bring the buffers that no state_dict has from the meta device to where the module's weights are now."""
+    devices = [t.device for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
+    unsaved = [module._buffers[name] for name in module._non_persistent_buffers_set]
+
+    def leave(tensor: Tensor) -> Tensor:
+        mine = tensor.is_meta and any(tensor is buffer for buffer in unsaved)
+        return torch.empty_like(tensor, device=devices[0]) if mine else tensor
+
+    if devices and any(buffer.is_meta for buffer in unsaved):
+        module._apply(leave, recurse=False)
 
 
 class Attention(nn.Module):
     """Causal multi-head attention; `mix` is what its kinds differ in."""
 
-    def __init__(self, config: LocalGPTConfig) -> None:
+    def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self, name, local_linear(config, config.n_embd, config.n_embd))
+            setattr(self, name, local_linear(config, config.n_embd, config.n_embd, dtype))
         ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
         self.register_buffer("future", ones.triu(1), persistent=False)
+        self.register_load_state_dict_post_hook(_leave_meta)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        # No state_dict brings it back where to_empty left it undefined.
+        with torch.inference_mode(self.future.is_inference()):
+            self.future.fill_(True).triu_(1)
+        return self
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the mixed values (B, T, C); ``cache`` holds the keys and values of earlier positions."""
@@ -94,8 +120,8 @@ class Attention(nn.Module):
 class SoftmaxAttention(Attention):
     """Weights are the softmax of the scores over the keys."""
 
-    def __init__(self, config: LocalGPTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
+        super().__init__(config, dtype)
         self.fused = FusedValueMix() if config.fuse_attn_local else None
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
@@ -109,11 +135,11 @@ class SoftmaxAttention(Attention):
 class SigmoidAttention(Attention):
     """Weights are the sigmoid of each score by itself."""
 
-    def __init__(self, config: LocalGPTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
+        super().__init__(config, dtype)
         start = 0.0 if config.sigmoid_bias_mode == "zero" else -math.log(config.block_size)
         learned = config.sigmoid_bias_mode == "learned"
-        self.sig_bias = nn.Parameter(torch.tensor(start)) if learned else start
+        self.sig_bias = nn.Parameter(torch.tensor(start, dtype=dtype)) if learned else start
         self.sigmoid = SurrogateSigmoid() if config.ste_sigmoid else nn.Sigmoid()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
@@ -129,13 +155,13 @@ ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}
 class MLP(nn.Module):
     """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
 
-    def __init__(self, config: LocalGPTConfig) -> None:
+    def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
-        self.fc = local_linear(config, config.n_embd, 4 * config.n_embd)
+        self.fc = local_linear(config, config.n_embd, 4 * config.n_embd, dtype)
         self.activation = SurrogateGELU(config.gelu_surrogate) if config.ste_gelu else nn.GELU()
         self.winners = TopK(config.mlp_topk) if config.mlp_topk else nn.Identity()
-        self.proj = local_linear(config, 4 * config.n_embd, config.n_embd)
+        self.proj = local_linear(config, 4 * config.n_embd, config.n_embd, dtype)
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return the transformed tokens (B, T, C)."""
@@ -146,28 +172,30 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm block and the bottlenecks at its end; ``index`` counts the blocks from 0."""
 
-    def __init__(self, config: LocalGPTConfig, index: int) -> None:
+    def __init__(self, config: LocalGPTConfig, index: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
-        self.ln1 = layer_norm(config)
-        self.attn = ATTENTIONS[config.attn_mode](config)
-        self.ln2 = layer_norm(config)
-        self.mlp = MLP(config)
+        self.ln1 = layer_norm(config, dtype)
+        self.attn = ATTENTIONS[config.attn_mode](config, dtype)
+        self.ln2 = layer_norm(config, dtype)
+        self.mlp = MLP(config, dtype)
         if config.gated_blocks:
-            self.alpha_attn = nn.Parameter(torch.full((1,), config.gate_start))
-            self.alpha_mlp = nn.Parameter(torch.full((1,), config.gate_start))
+            start = float(config.gate_start)
+            self.alpha_attn = nn.Parameter(torch.full((1,), start, dtype=dtype))
+            self.alpha_mlp = nn.Parameter(torch.full((1,), start, dtype=dtype))
         narrow = config.has_bottleneck(index)
         if config.resid_topk and narrow:
             self.winners = TopK(config.resid_topk)
         self.constrains = config.subspace_mode == "constrain"
         if config.vq_codes and narrow:
-            self.vq = VQResidualDir(config.n_embd, config.vq_codes, None if config.vq_shared else index)
+            seed = None if config.vq_shared else index
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes, seed, dtype)
         if config.subspace_rank and narrow:
-            self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank)
+            self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank, dtype=dtype)
         if config.dfa_granularity == "sublayer":
-            self.feedback_attn = feedback_point(config)
+            self.feedback_attn = feedback_point(config, dtype)
         if config.dfa_granularity != "layer":
-            self.feedback = feedback_point(config)
+            self.feedback = feedback_point(config, dtype)
 
     def bottlenecks(self) -> list[nn.Module]:
         """Return what narrows the stream at the block's end, in the order of the forward pass."""

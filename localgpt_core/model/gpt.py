@@ -16,14 +16,16 @@ gets its exact local gradient under every rule: its error is the loss's own deri
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.modes import evaluation_mode, watch
-from localgpt_core.common.seeds import generator
+from localgpt_core.common.modes import evaluation_mode, watch, wide
+from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
@@ -35,26 +37,55 @@ from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 __all__ = ["LocalGPT"]
 
 
+def _probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """Return the probabilities (B, V) of the next token, those beyond the ``top_k`` largest logits zero."""
+    scaled = (logits / temperature).float()
+    # Where that overflows, what is left is the distance to the largest, of which softmax knows no more.
+    distance = wide(logits) - wide(logits).amax(dim=-1, keepdim=True)
+    distance = torch.where(distance == 0, 0.0, distance.double() / temperature)
+    overflows = ~scaled.isfinite().all(dim=-1, keepdim=True)
+    scaled = torch.where(overflows, distance.float(), scaled)
+    if top_k is not None:
+        floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        scaled = scaled.masked_fill(logits < floor, -torch.inf)
+    return torch.softmax(scaled, dim=-1)
+
+
 class LocalGPT(nn.Module):
     """A character GPT whose linear layers learn by the rule of its configuration.
 
     Weights and feedback are drawn from PyTorch's global generator, in two independent streams: models built
     after the same ``torch.manual_seed`` start from the same weights whatever their rule and options.
 
+    All numbers are drawn on the CPU: a seed means the same model on every device. On the meta device there
+    are shapes only. ``load_state_dict(state, assign=True)`` brings the numbers, all of them; so does
+    ``to_empty(device=...)`` followed by ``load_state_dict(state)``. ``to_empty`` alone leaves weights,
+    feedback, codes and subspaces undefined, and there is no other way to draw them than to build anew.
+
     Args:
         config: Sizes, rule, local derivatives and bottlenecks.
+        device: Where parameters and buffers live; torch's default where none is given.
+        dtype: Their floating-point type; torch's default where none is given. Weights, codes and subspaces
+            are drawn in it, in float32 where it is narrower: another type is another start.
     """
 
-    def __init__(self, config: LocalGPTConfig) -> None:
+    def __init__(
+        self,
+        config: LocalGPTConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         self.config = config
-        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.pos_emb = nn.Embedding(config.block_size, config.n_embd)
-        with feedback_drawn_later():
-            self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
-            self.ln_f = layer_norm(config)
-            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, is_output=True)
+        with nullcontext() if device is None else torch.device(device), feedback_drawn_later():
+            self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd, dtype=dtype)
+            self.pos_emb = nn.Embedding(config.block_size, config.n_embd, dtype=dtype)
+            self.blocks = nn.ModuleList(Block(config, index, dtype) for index in range(config.n_layer))
+            self.ln_f = layer_norm(config, dtype)
+            head = {"is_output": True, "dtype": dtype}
+            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, **head)
         self._init_weights(generator(seed, "weights"))
         feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
         for index, place in enumerate(self.feedback_places()):
@@ -71,7 +102,7 @@ class LocalGPT(nn.Module):
             if isinstance(module, LocalLinear | nn.Embedding):
                 into_residual = name.endswith(("o_proj", "mlp.proj"))
                 std = INIT_STD / math.sqrt(2 * self.config.n_layer) if into_residual else INIT_STD
-                module.weight.normal_(0.0, std, generator=source)
+                module.weight.copy_(normal_like(module.weight, source, std))
             if isinstance(module, LocalLinear) and module.bias is not None:
                 module.bias.zero_()
 
@@ -175,7 +206,8 @@ class LocalGPT(nn.Module):
 
         Runs in evaluation mode and restores the mode. Keys and values are cached while the context fits;
         past ``block_size`` the last ``block_size`` tokens are the context. ``temperature`` divides the
-        logits, ``top_k`` keeps only the likeliest tokens, ``generator`` is the source of the samples.
+        logits: towards 0 the likeliest token is left, at infinity all are equally likely. ``top_k`` keeps
+        only the likeliest tokens, ``generator`` is the source of the samples.
 
         Raises:
             ValueError: If the prompt is empty or an argument is out of range.
@@ -183,7 +215,9 @@ class LocalGPT(nn.Module):
         require(idx.ndim == 2 and idx.shape[1] > 0, "idx.shape", tuple(idx.shape), "must be (B, T), T > 0")
         require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must not be negative")
         require(temperature > 0, "temperature", temperature, "must be positive")
-        require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
+        if top_k is not None:
+            require(isinstance(top_k, Integral), "top_k", top_k, "must be an integer")
+            require(top_k >= 1, "top_k", top_k, "must be at least 1")
         caches: list[Cache] = [{} for _ in self.blocks]
         with evaluation_mode(self):
             for _ in range(max_new_tokens):
@@ -193,11 +227,7 @@ class LocalGPT(nn.Module):
                 else:
                     # Every position shifts: what was cached belongs to other positions.
                     logits = self.logits(idx[:, -self.config.block_size :])
-                logits = logits[:, -1] / temperature
-                if top_k is not None:
-                    floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                    logits = logits.masked_fill(logits < floor, -torch.inf)
-                probabilities = torch.softmax(logits.float(), dim=-1)
+                probabilities = _probabilities(logits[:, -1], temperature, top_k)
                 token = torch.multinomial(probabilities, 1, generator=generator)
                 idx = torch.cat((idx, token), dim=1)
         return idx

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localgpt_core.common.modes import in_float32
 from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.rules.base import JVP_OPTIONS, START_OPTIONS, LearningRule
 
@@ -51,6 +52,7 @@ class DirectFeedbackAlignment(LearningRule):
         return buffer
 
     @torch.no_grad()
+    @in_float32
     def align_to_jacobian(self, buffer: Tensor, estimate: Tensor) -> None:
         """Move ``B`` by one step on an estimate of the Jacobian, by ``jvp_update``."""
         rate = self.options.jvp_rate

@@ -55,7 +55,7 @@ class HoldsFeedback(MaybeExact):
             self.register_buffer(self.rule.buffer_name, None)
             seed = options.feedback_seed
             # Also where the feedback is drawn later: the random state afterwards is the same.
-            key = int(torch.randint(2**62, ())) if seed is None else seed
+            key = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
             if not _drawn_later.get():
                 self.reset_feedback(key)
 

@@ -28,7 +28,7 @@ class SignSymmetry(LearningRule):
         mean = weight.detach().abs().mean()
         if self.options.sign_magnitude == "uniform":
             return mean
-        normal = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        normal = torch.randn(weight.shape, generator=generator, dtype=torch.float64, device="cpu")
         return normal.abs().to(weight) * (mean * math.sqrt(math.pi / 2))
 
     def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ training step.
 import torch
 from torch import Tensor
 
+from localgpt_core.common.modes import in_float32
 from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.rules.base import START_OPTIONS, LearningRule
 
@@ -40,6 +41,7 @@ class WeightMirror(LearningRule):
         return buffer
 
     @torch.no_grad()
+    @in_float32
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:

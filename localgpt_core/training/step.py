@@ -32,6 +32,9 @@ def build_model(
 ) -> LocalGPT:
     """Return the untrained model of a run: a function of the two configurations only.
 
+    Neither torch's default dtype nor its default device is asked. All numbers are drawn in float32, with
+    precision float64 too: the start is the same.
+
     Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
     embeddings and the head are left to learn.
 
@@ -41,7 +44,7 @@ def build_model(
     check_run(model_config, train_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_from(train_config.seed, "model"))
-        model = LocalGPT(model_config)
+        model = LocalGPT(model_config, device="cpu", dtype=torch.float32)
     if train_config.precision == "float64":
         model.double()
     if train_config.freeze_body:

@@ -71,3 +71,16 @@ def test_a_codebook_is_fitted_to_tokens_of_any_leading_shape():
     vq.fit(h, generator(0))
     assert torch.equal(vq.codebook, spherical_kmeans(h.flatten(0, 1), 8, generator(0)))
     assert (vq(h) - h).norm() < (before - h).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_vectors_are_clustered_in_float32_under_autocast_too(dtype):
+    # Sums of many vectors: in half precision they stop growing.
+    x = normal(3000, 6, dtype=dtype)
+    expected = spherical_kmeans(x.float(), 7, generator(0))
+    assert torch.equal(spherical_kmeans(x, 7, generator(0)), expected.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(spherical_kmeans(x.float(), 7, generator(0)), expected)
+    vq = VQResidualDir(6, 7)
+    vq.fit(x, generator(0))
+    assert torch.equal(vq.codebook, expected.to(dtype).float())

@@ -483,6 +483,46 @@ def test_generate_samples_from_the_models_distribution():
         assert ((shares - expected).abs() <= limit).all(), (temperature, top_k)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-40, 1e-38, 1e-20])
+@pytest.mark.parametrize("top_k", [None, 1, 3, V, V + 1])
+def test_a_temperature_near_zero_is_greedy(temperature, top_k, dtype):
+    model, prompt = make_model(dtype), torch.arange(V)[:, None]
+    expected = prompt
+    with torch.no_grad():
+        for _ in range(4):
+            expected = torch.cat((expected, model(expected)[0][:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(model.generate(prompt, 4, temperature, top_k), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e300, math.inf])
+@pytest.mark.parametrize("top_k", [None, 1, 3, V, 1000])
+def test_an_infinite_temperature_makes_the_likeliest_tokens_equally_likely(temperature, top_k):
+    model, k = make_model(), min(top_k or V, V)
+    prompt = torch.zeros(3000, 1, dtype=torch.long)
+    with torch.no_grad():
+        likeliest = model(prompt[:1])[0][0, -1].topk(k).indices
+    tokens = model.generate(prompt, 1, temperature, top_k, torch.Generator().manual_seed(0))[:, 1]
+    shares = tokens.bincount(minlength=V).double()[likeliest] / len(prompt)
+    assert shares.sum() == 1
+    assert ((shares - 1 / k).abs() <= 4 * math.sqrt((1 - 1 / k) / k / len(prompt)) + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 7.0])
+def test_probabilities_at_a_usual_temperature_are_the_plain_softmax_to_the_last_bit(temperature, dtype):
+    logits = 3 * normal(50, V, dtype=dtype)
+    plain = torch.softmax((logits / temperature).float(), dim=-1)
+    assert torch.equal(model_module._probabilities(logits, temperature, None), plain)
+
+
+def test_logits_that_overflow_beside_others_leave_those_as_they_are():
+    logits = torch.tensor([[3e38, 1.0, 2.9e38], [0.5, 1.0, -torch.inf]])
+    found = model_module._probabilities(logits, 0.5, None)
+    assert found[0].tolist() == [1, 0, 0]
+    torch.testing.assert_close(found[1], torch.softmax(torch.tensor([1.0, 2.0, -torch.inf]), -1))
+
+
 def test_generating_nothing_returns_the_prompt():
     prompt = torch.zeros(B, 2, dtype=torch.long)
     assert torch.equal(make_model().generate(prompt, 0), prompt)
@@ -502,6 +542,10 @@ def test_a_top_k_above_the_vocabulary_keeps_everything():
         ({"max_new_tokens": -1}, "max_new_tokens=-1: must not be negative"),
         ({"temperature": 0.0}, "temperature=0.0: must be positive"),
         ({"temperature": math.nan}, "temperature=nan: must be positive"),
+        ({"temperature": -1.0}, "temperature=-1.0: must be positive"),
+        ({"temperature": -math.inf}, "temperature=-inf: must be positive"),
+        ({"top_k": -3}, "top_k=-3: must be at least 1"),
+        ({"top_k": 2.5}, "top_k=2.5: must be an integer"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"idx.shape=\(1, 0\): must be \(B, T\), T > 0"),
         ({"idx": torch.zeros(3, dtype=torch.long)}, r"idx.shape=\(3,\): must be"),

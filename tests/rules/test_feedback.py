@@ -8,11 +8,13 @@ from cases import SIZES, make_batch, make_layer, make_model, model_gradients, no
 from torch import nn
 from torch.nn import functional
 
-from localgpt_core import LocalGPTConfig, RuleOptions, TrainConfig
+from localgpt_core import RULES, LocalGPTConfig, RuleOptions, TrainConfig
+from localgpt_core.common.modes import in_float32
 from localgpt_core.common.seeds import generator
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.linear import publish_error
 from localgpt_core.matrices.grape import project_to_weight
+from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.matrices.jacobian import jvp_estimates, mean_jacobians
 from localgpt_core.measure.alignment import feedback_cosines
 from localgpt_core.training.step import build_model, build_optimizer, learning_rate, training_step
@@ -466,3 +468,75 @@ def test_sign_symmetry_has_a_cosine_and_backpropagation_has_none():
     cosines = feedback_cosines(make_model(method="sign_sym"), idx)
     # sign(w) and Gaussian w: sqrt(2 / pi) = 0.798.
     assert len(cosines) == 13 and all(0.65 < value < 0.9 for value in cosines.values())
+
+
+# ------------------------------------------------------------ half precision and autocast
+
+
+MOVES = {
+    "cosine": {"method": "fa", "fa_grape": True},
+    "kaczmarz": {"method": "fa", "fa_grape": True, "fa_grape_update": "kaczmarz", "fa_grape_n_probe": 3},
+    "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
+    "mirror": {"method": "wm"},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", MOVES.values(), ids=MOVES)
+def test_feedback_of_half_precision_moves_in_float32_and_is_rounded(options, dtype):
+    half = make_layer(8, 5, dtype=dtype, **options)
+    whole = make_layer(8, 5, dtype=torch.float32, **options)
+    whole.load_state_dict(half.state_dict())
+    weight, version = half.weight.detach().clone(), half.weight._version
+    for layer in (half, whole):
+        layer.align_feedback("key")
+    assert half.feedback_weight.dtype == dtype
+    assert torch.equal(half.feedback_weight, whole.feedback_weight.to(dtype))
+    assert torch.equal(half.weight, weight) and half.weight._version == version
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("update", ["grape", "fdfa"])
+def test_feedback_of_half_precision_follows_a_jacobian_in_float32(update, dtype):
+    options = RuleOptions(method="dfa", fa_grape=True, jvp_update=update)
+    rule, estimate = RULES["dfa"](options), normal(5, 8)
+    estimate[:, 2] = 0
+    buffer = normal(5, 8, seed=1, dtype=dtype)
+    expected = buffer.float()
+    rule.align_to_jacobian(expected, estimate.float())
+    rule.align_to_jacobian(buffer, estimate.to(dtype).float())
+    assert buffer.dtype == dtype and buffer.isfinite().all()
+    torch.testing.assert_close(buffer.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("options", MOVES.values(), ids=MOVES)
+def test_feedback_moves_the_same_under_autocast(options):
+    layers = [make_layer(8, 5, dtype=torch.float32, **options) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    layers[0].align_feedback("key")
+    with torch.autocast("cpu", torch.bfloat16):
+        layers[1].align_feedback("key")
+    assert torch.equal(layers[0].feedback_weight, layers[1].feedback_weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("mode", ["orthogonal", "ortho_he", "gaussian", "sparse"])
+def test_feedback_of_half_precision_starts_as_that_of_float32_rounded(mode, dtype):
+    options = RuleOptions(method="fa", fa_init_mode=mode)
+    half, whole = (
+        initial_feedback(options, 5, torch.ones(5, 8, dtype=d), generator(1)) for d in (dtype, None)
+    )
+    assert half.dtype == dtype and torch.equal(half, whole.to(dtype))
+
+
+def test_functions_in_float32_hand_back_what_they_changed_and_what_they_return():
+    @in_float32
+    def function(a, b, *, c):
+        assert {a.dtype, b.dtype, c.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
+        b.add_(1)
+        return a + c
+
+    a, b, c = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float16), torch.ones(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert function(a, b, c=c).dtype == torch.bfloat16
+    assert b.dtype == torch.float16 and b.tolist() == [2, 2] and a._version == c._version == 0

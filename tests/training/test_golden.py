@@ -17,9 +17,10 @@ import pytest
 import torch
 from cases import RULE_CASES
 
-from localgpt_core import LocalGPTConfig, TrainConfig
+from localgpt_core import LocalGPT, LocalGPTConfig, TrainConfig
+from localgpt_core.common.seeds import seed_from
 from localgpt_core.corpus.batches import batch
-from localgpt_core.training.step import build_model, build_optimizer, training_step
+from localgpt_core.training.step import build_optimizer, training_step
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-9  # relative
@@ -50,12 +51,10 @@ def text(length: int = 400) -> np.ndarray:
 
 def losses(options: dict, disturb: float = 0.0) -> list[float]:
     """Return the training loss of every step, with all weights changed by the factor 1 + disturb first."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = build_model(LocalGPTConfig(**MODEL, **options), TRAIN)
-    finally:
-        torch.set_default_dtype(default)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_from(TRAIN.seed, "model"))
+        # As build_model does, which would draw in float32.
+        model = LocalGPT(LocalGPTConfig(**MODEL, **options), dtype=torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + disturb)
