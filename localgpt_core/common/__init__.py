@@ -6,7 +6,7 @@ rule or a text, and nothing of the package is imported.
 """
 
 from localgpt_core.common.environment import code_version, environment
-from localgpt_core.common.files import atomic_write
+from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.modes import (
     MaybeExact,
     evaluation_mode,
@@ -17,6 +17,7 @@ from localgpt_core.common.modes import (
 )
 from localgpt_core.common.seeds import generator, seed_from
 from localgpt_core.common.validation import (
+    Refusal,
     check_needs,
     check_values,
     option,
@@ -27,6 +28,7 @@ from localgpt_core.common.validation import (
 
 __all__ = [
     "MaybeExact",
+    "Refusal",
     "atomic_write",
     "check_needs",
     "check_values",
@@ -39,6 +41,7 @@ __all__ = [
     "require",
     "require_choice",
     "require_integer",
+    "require_writable",
     "seed_from",
     "set_for_a_while",
     "watch",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import Refusal, require, require_integer
 
 __all__ = ["Report", "RunSettings", "select_device"]
 
@@ -23,7 +23,7 @@ def select_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
+        raise Refusal(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
     require(device.type in ("cpu", "cuda"), "device", name, "allowed are 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda":
         count = torch.cuda.device_count()
