@@ -5,6 +5,7 @@ A letter that the terminal's encoding lacks is shown as a question mark. A strea
 has gone away; what was asked for (a table, a text) may not: `print` then raises, and the command fails.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -64,13 +65,13 @@ def abandon_stdout() -> None:
         if sys.stdout is sys.__stdout__:
             os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    sys.stdout = io.StringIO()
 
 
 def _forgiving(stream: TextIO | None) -> TextIO:
-    """Return ``stream`` with question marks for the letters it lacks, or the null device for none."""
+    """Return ``stream`` with question marks for the letters it lacks, or one that nobody reads for none."""
     if stream is None or getattr(stream, "closed", False):
-        return open(os.devnull, "w", encoding="utf-8")
+        return io.StringIO()
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
     return stream

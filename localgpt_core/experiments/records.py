@@ -1,5 +1,6 @@
 """What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
 
+import errno
 import json
 import math
 import os
@@ -196,7 +197,7 @@ def _json_files(root: Path, on_problem: Callable[[str], None]) -> Iterator[Path]
     """Yield every JSON file below ``root`` but what is hidden."""
 
     def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # else it is not there
             on_problem(f"folder {error.filename} cannot be read: {error.strerror}")
 
     for folder, below, files in os.walk(root, onerror=unreadable):

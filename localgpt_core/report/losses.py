@@ -136,7 +136,7 @@ def loss_over(
     for (label, value), group in table.groupby(["label", x], sort=False):
         point = f"{label}, {x}={value}"
         if "seed" in group:
-            require_seeds_once(group, point)
+            require_seeds_once(group, point, "label")
         arms = group["arm"].unique().tolist() if "arm" in group else []
         require(len(arms) <= 1, "label", point, f"is of the arms {', '.join(arms)}, which have no mean")
     figure, ax = plt.subplots()

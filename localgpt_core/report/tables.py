@@ -89,10 +89,10 @@ def require_alike(arm: str, records: list[RunRecord]) -> None:
     require(not differing, "arm", arm, f"its runs differ in {', '.join(differing)} and have no mean")
 
 
-def require_seeds_once(runs: pd.DataFrame, arm: str) -> None:
-    """Raise ``ValueError`` if ``runs``, those of ``arm``, have two of one seed: they are not of one spec."""
+def require_seeds_once(runs: pd.DataFrame, name: str, field: str = "arm") -> None:
+    """Raise ``ValueError`` if ``runs``, those of ``name``, have two of one seed: they are not of one spec."""
     twice = ", ".join(map(str, runs["seed"][runs["seed"].duplicated()]))
-    require(not twice, "arm", arm, f"has several runs of seed {twice}, which have no mean")
+    require(not twice, field, name, f"has several runs of seed {twice}, which have no mean")
 
 
 def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
