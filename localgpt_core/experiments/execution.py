@@ -112,7 +112,6 @@ def execute(
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    draft.to_json()
     clock = time.perf_counter()
     result, changes = None, {}
     try:

@@ -99,6 +99,22 @@ def test_a_run_is_recorded_wherever_it_prints_to(cli, out, err):
     assert record.status == "finished" and len(list(Path("runs").iterdir())) == 2
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_warning_that_nobody_can_read_fails_no_run(cli, monkeypatch, name):
+    usual = run_state.measure_into
+
+    def measure(diagnostics, *others):
+        usual(diagnostics, *others)
+        if others[-1] == 4:
+            raise RuntimeError("did not converge")
+
+    monkeypatch.setattr(run_state, "measure_into", measure)
+    assert cli(*TRAIN, "--diagnose-every", "2", stderr=STREAMS[name]()) == 0
+    (record,) = load_records("runs").values()
+    assert (record.status, record.diagnostics["step"]) == ("finished", [0, 2])
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_suite_is_recorded_wherever_it_prints_to(cli, name):
     assert cli("run", "suite.toml", stdout=STREAMS[name](), stderr=STREAMS[name]()) == 0
@@ -159,6 +175,15 @@ def test_news_without_a_stderr_goes_nowhere(monkeypatch, capsys):
         tell("more")
 
 
+def test_a_model_of_a_text_without_a_line_break_is_trained_and_sampled(cli):
+    Path("toy.txt").write_text("ACGTTGCA" * 300)
+    assert cli(*TRAIN) == 0
+    (path,) = Path("runs").glob("*.safetensors")
+    out = io.StringIO()
+    assert cli("sample", path, "--characters", "9", stdout=out) == 0
+    assert re.fullmatch("A[ACGT]{9}\n", out.getvalue())
+
+
 # Whose error it is
 
 
@@ -195,6 +220,14 @@ def test_a_traceback_is_shown_to_whoever_asks(cli, monkeypatch):
     err = io.StringIO()
     assert cli("corpus", "toy.txt", stderr=err) == 1
     assert "Traceback" in err.getvalue() and "in fail" in err.getvalue()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_an_error_that_nobody_can_read_keeps_its_status(cli, monkeypatch, name):
+    monkeypatch.setenv("LOCALGPT_TRACEBACK", "1")
+    assert cli("corpus", "no.txt", stderr=STREAMS[name]()) == 2
+    assert cli(stdout=STREAMS[name](), stderr=STREAMS[name]()) in (1, 2)
+    assert cli("--help", stdout=STREAMS[name](), stderr=STREAMS[name]()) in (0, 1)
 
 
 def test_a_full_disk_at_the_start_is_not_the_users_error(cli, monkeypatch):
