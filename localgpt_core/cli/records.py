@@ -133,6 +133,6 @@ def import_records(
     records: Records = RECORDS,
 ) -> None:
     """Take the records of a jsonl file into the folder of records."""
-    require_writable("records", records / "suite" / "digest.json")
+    require_writable("records", records / "record.json")
     written = import_bundle(bundle, records, say)
     tell(f"{len(written)} new records below {records}")

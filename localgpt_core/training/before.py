@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import Corpus
@@ -15,10 +15,11 @@ __all__ = ["check_corpus"]
 def check_corpus(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> None:
     """Raise ``ValueError`` for what a run would fail by, be it in its last step.
 
-    That is a vocabulary of another size, a context longer than the validation split, or more codes to fit
-    than directions that the batches for it can have.
+    That is a seed that draws no batches, a vocabulary of another size, a context longer than the validation
+    split, or more codes to fit than different vectors in the batches for it.
     """
     check_run(model, train)
+    require_integer("seed", train.seed, 0, 2**64 - 1)
     allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
     require(model.vocab_size == corpus.vocab_size, "vocab_size", model.vocab_size, allowed)
     windows(corpus.val, model.block_size)

@@ -61,6 +61,14 @@ def test_a_batch_that_no_memory_holds_is_not_refused_for_its_text():
     check_corpus(toy_model(vq_codes=5, vq_init="kmeans"), toy_train(batch_size=2**48), toy_corpus())
 
 
+def test_numbers_that_the_draws_or_torch_cannot_hold_are_refused(no_step):
+    with pytest.raises(ValueError, match=f"seed={2**64}: must be an integer of at least 0 and at most"):
+        check_corpus(toy_model(), toy_train(seed=2**64), toy_corpus())
+    check_corpus(toy_model(), toy_train(seed=2**64 - 1), toy_corpus())
+    with pytest.raises(ValueError, match="threads=4097: must be an integer of at least 1 and at most 4096"):
+        train(toy_model(), toy_train(), toy_corpus(), threads=4097)
+
+
 @pytest.mark.parametrize("place", ["file/c", "folder", "x" * 256])
 def test_a_checkpoint_that_cannot_be_written_is_refused(tmp_path, no_step, place):
     (tmp_path / "file").write_text("x")
