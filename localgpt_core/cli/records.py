@@ -49,7 +49,9 @@ def run(
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
     settings = RunSettings(device=device, threads=threads, deadline=deadline)
     plan = read_suite(suite)
-    text = text_of(corpus or plan.corpus, load_corpus(corpus or plan.corpus))
+    text = load_corpus(corpus or plan.corpus)
+    if not only:  # runs side by side are asked for one by one, and need not all say it
+        text_of(corpus or plan.corpus, text)
     folder = out or records / plan.name
     suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus)
     outcome = suite_run.make(jobs, say, only or ())
