@@ -1,16 +1,19 @@
 """Options that commands share, and one option for every field of the two configurations."""
 
+import codecs
 import inspect
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import Field, fields
 from typing import Annotated, Any
 
 import typer
 
+from localgpt_core.cli.streams import say
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
+from localgpt_core.corpus.corpus import Corpus
 
-__all__ = ["CorpusName", "Device", "Preset", "Threads", "say", "with_config_options"]
+__all__ = ["CorpusName", "Device", "Preset", "Threads", "say", "text_of", "with_config_options"]
 
 Preset = Annotated[str, typer.Option(help=" or ".join(PRESETS))]
 CorpusName = Annotated[
@@ -20,9 +23,14 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Threads = Annotated[int, typer.Option(help="CPU threads")]
 
 
-def say(text: str) -> None:
-    """Print what is news but not the result, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def text_of(name: str, corpus: Corpus) -> Corpus:
+    """Return ``corpus``, saying what a user's file has that people do not see."""
+    with suppress(OSError), open(name, "rb") as file:
+        if file.read(3) == codecs.BOM_UTF8:
+            say(f"corpus {corpus.name!r}: the byte order mark at its start is left out")
+    if "\r\n" in corpus.text:
+        say(f"corpus {corpus.name!r}: its lines end in \\r\\n, and \\r is one of its symbols")
+    return corpus
 
 
 def _option_of(item: Field) -> inspect.Parameter:

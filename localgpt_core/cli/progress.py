@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from localgpt_core.cli.streams import Steady, say
 from localgpt_core.training.settings import Report
 
 __all__ = ["progress"]
@@ -14,10 +15,11 @@ __all__ = ["progress"]
 @contextmanager
 def progress(steps: int, title: str) -> Iterator[Report]:
     """Yield the ``report`` of a run of ``steps`` steps; both kinds of output go to stderr."""
-    if not sys.stderr.isatty():
+    stream = None if sys.stderr is None else Steady(sys.stderr)
+    if stream is None or not stream.isatty():
         yield _lines(steps, title)
         return
-    with tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True, file=stream) as bar:
         shown: dict[str, str] = {}
 
         def show(measured: dict[str, float]) -> None:
@@ -38,6 +40,6 @@ def _lines(steps: int, title: str) -> Report:
                 f"train {latest['train_loss']:.4f}, " if latest["train_loss"] == latest["train_loss"] else ""
             )
             step = int(measured["step"])
-            print(f"{title}: step {step}/{steps}, {train}val {measured['val_loss']:.4f}", file=sys.stderr)
+            say(f"{title}: step {step}/{steps}, {train}val {measured['val_loss']:.4f}")
 
     return show

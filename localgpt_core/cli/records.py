@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from localgpt_core.cli.options import CorpusName, Device, Threads, say
+from localgpt_core.cli.options import CorpusName, Device, Threads, say, text_of
 from localgpt_core.cli.progress import progress
+from localgpt_core.cli.streams import tell
+from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments.execution import execute
 from localgpt_core.experiments.records import export_bundle, import_bundle, load_records
-from localgpt_core.experiments.scheduler import SuiteRun
+from localgpt_core.experiments.scheduler import STATUSES, SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.training.settings import RunSettings
 
@@ -37,7 +39,9 @@ def run(
     records: Records = RECORDS,
     out: Annotated[Path | None, typer.Option(help="folder for new records; default RECORDS/SUITE")] = None,
     corpus: CorpusName | None = None,
-    only: Annotated[list[str] | None, typer.Option(help="digest of a run to make; repeatable")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="digest of a run to make, recorded or not; repeatable")
+    ] = None,
 ) -> None:
     """Make the runs of a suite that are not yet recorded; can be stopped and started again."""
     require_integer("jobs", jobs, 1)
@@ -46,17 +50,18 @@ def run(
     settings = RunSettings(device=device, threads=threads, deadline=deadline)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
+    if not only:  # runs side by side are asked for one by one, and need not all say it
+        text_of(corpus or plan.corpus, text)
     folder = out or records / plan.name
     suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus)
-    if not only:
-        complete = suite_run.all(jobs, say)
-        print(f"{plan.name}: " + ("complete" if complete else "not complete; start it again to go on"))
-        return
-    planned = {item.spec.digest: item for item in plan.plan(text, preset)}
-    for digest in only:
-        require(digest in planned, "only", digest, f"suite {plan.name} has " + ", ".join(planned))
-        if suite_run.one(planned[digest], say) is None:
-            raise typer.Exit(3)
+    outcome = suite_run.make(jobs, say, only or ())
+    if only:
+        raise typer.Exit(STATUSES[outcome])
+    tell(
+        f"{plan.name}: " + ("complete" if outcome == "complete" else "not complete; start it again to go on")
+    )
+    if outcome != "out_of_time":
+        raise typer.Exit(STATUSES[outcome])
 
 
 @commands.command()
@@ -67,7 +72,7 @@ def table(
     corpus: CorpusName | None = None,
 ) -> None:
     """Print the recorded results: mean, spread and number of runs per arm."""
-    from localgpt_core.report.tables import all_runs, arm_table, suite_runs
+    from localgpt_core.report.tables import all_runs, arm_table, settings_last, suite_runs
 
     found = load_records(records, say)
     if suite is None:
@@ -75,8 +80,11 @@ def table(
     else:
         plan = read_suite(suite)
         frame = suite_runs(plan, found, load_corpus(corpus or plan.corpus), preset)
+        mine = {d for d, r in found.items() if (r.suite, r.preset) == (plan.name, preset or plan.preset)}
+        if others := len(mine - {*frame["digest"]}):
+            say(f"not shown: {others} records of {plan.name} with a spec or a text that it does not ask for")
     require(len(frame) > 0, "records", str(records), "has no records of this suite")
-    print(arm_table(frame).to_string(index=False))
+    print(settings_last(arm_table(frame)).to_string(index=False))
 
 
 @commands.command()
@@ -89,8 +97,9 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="nats, where the machine differs")] = 0.02,
 ) -> None:
     """Run a record's spec again and compare the curves."""
-    from localgpt_core.experiments.verification import judge
+    from localgpt_core.experiments.verification import check_tolerance, judge
 
+    check_tolerance(tolerance)
     settings = RunSettings(device=device, threads=threads)
     found = load_records(records, say)
     matching = [name for name in found if name.startswith(digest)]
@@ -114,9 +123,10 @@ def export_records(
     records: Records = RECORDS,
 ) -> None:
     """Put all records into one jsonl file."""
+    require_writable("bundle", bundle)
     found = load_records(records, say)
     export_bundle(found.values(), bundle)
-    print(f"{len(found)} records: {bundle}")
+    tell(f"{len(found)} records: {bundle}")
 
 
 @commands.command("import")
@@ -125,5 +135,6 @@ def import_records(
     records: Records = RECORDS,
 ) -> None:
     """Take the records of a jsonl file into the folder of records."""
+    require_writable("records", records / "record.json")
     written = import_bundle(bundle, records, say)
-    print(f"{len(written)} new records below {records}")
+    tell(f"{len(written)} new records below {records}")

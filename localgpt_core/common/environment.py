@@ -34,7 +34,7 @@ def environment(device: str) -> dict[str, object]:
 def _cpu_name() -> str:
     """Return the CPU's model name where the system tells it, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -56,7 +56,9 @@ def code_version(file: Path) -> dict[str, object]:
     def ask(*words: str) -> str | None:
         command = ["git", "-C", str(file.parent), *words]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=without_git)
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", check=True, env=without_git
+            )
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import Field, field, fields
 from typing import Any
 
-__all__ = ["check_needs", "check_values", "option", "require", "require_choice", "require_integer"]
+__all__ = [
+    "Refusal",
+    "check_needs",
+    "check_values",
+    "option",
+    "require",
+    "require_choice",
+    "require_integer",
+]
 
 # Intervals by what a person calls them; others are said as they are.
 INTERVALS = {
@@ -21,10 +29,18 @@ INTERVALS = {
 Needs = tuple[str, Callable[[Any], bool]]
 
 
+class Refusal(ValueError):
+    """What a user asked for and cannot have; its message names the cause.
+
+    Any other ``ValueError`` is a fault of the program or of a library, and the command line says so by its
+    exit status.
+    """
+
+
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
     """Raise ``ValueError("field=value: allowed")`` unless ``ok``."""
     if not ok:
-        raise ValueError(f"{field}={value!r}: {allowed}")
+        raise Refusal(f"{field}={value!r}: {allowed}")
 
 
 def require_choice(field: str, value: Any, choices: Iterable[str]) -> None:

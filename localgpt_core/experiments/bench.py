@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from localgpt_core.common.environment import environment
 from localgpt_core.common.files import atomic_write
-from localgpt_core.config import LocalGPTConfig, TrainConfig, preset
+from localgpt_core.common.validation import Refusal
+from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
@@ -192,9 +193,17 @@ def measure(
     """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
 
     The random state of torch is kept.
+
+    Raises:
+        ValueError: For an arm that cannot run, before anything is measured.
     """
     rows = []
     measured = variants(preset(preset_name)[0].n_embd) if suite is None else arms_of(suite)
+    for variant in measured:
+        try:
+            check_run(*preset(preset_name, variant.model, variant.train))
+        except ValueError as error:
+            raise Refusal(f"arm {variant.name!r}: {error}") from None
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for variant in measured:
             say(f"measuring {variant.name}")
@@ -246,10 +255,10 @@ def read_rows(path: Path) -> tuple[dict[str, Row], dict[str, Any]]:
         ValueError: If the file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         return {row["name"]: Row(**row) for row in content["rows"]}, content["environment"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"benchmark {path.name} cannot be read: {error}") from None
+        raise Refusal(f"benchmark {path.name} cannot be read: {error}") from None
 
 
 def render(rows: list[Row]) -> str:

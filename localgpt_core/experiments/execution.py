@@ -4,6 +4,8 @@ import os
 import shlex
 import sys
 import time
+import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import numpy as np
 import torch
 
 from localgpt_core.common.environment import code_version, environment
+from localgpt_core.common.files import require_writable
 from localgpt_core.common.seeds import generator
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.corpus.vocabulary import decode, encode
+from localgpt_core.corpus.vocabulary import decode, encode, first_prompt
 from localgpt_core.experiments.records import RunRecord
 from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.model.gpt import LocalGPT
@@ -25,24 +28,26 @@ from localgpt_core.training.settings import RunSettings
 __all__ = ["execute", "sample_text"]
 
 SAMPLE_CHARACTERS = 300
+TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"
 PACKAGE = Path(__file__).parents[1] / "__init__.py"
 
 
 def sample_text(
     model: LocalGPT,
     vocabulary: str,
-    prompt: str = "\n",
+    prompt: str | None = None,
     characters: int = SAMPLE_CHARACTERS,
     *,
     seed: int = 0,
     temperature: float = 0.8,
     top_k: int | None = None,
 ) -> str:
-    """Return ``prompt`` continued by the model.
+    """Return ``prompt`` (`first_prompt` of the vocabulary if None) continued by the model.
 
     Raises:
         ValueError: For an empty prompt or a character outside the vocabulary.
     """
+    prompt = first_prompt(vocabulary) if prompt is None else prompt
     require(len(prompt) > 0, "prompt", prompt, "must have at least one character")
     device = next(model.parameters()).device
     idx = torch.from_numpy(encode(prompt, vocabulary).astype(np.int64))[None].to(device)
@@ -59,72 +64,107 @@ def execute(
     suite: str = "",
     arm: str = "",
     preset: str = "",
+    out: str | os.PathLike[str] | None = None,
     **fields: Any,
 ) -> tuple[RunRecord | None, TrainResult | None]:
     """Run ``spec`` and return its record and its result.
 
     ``settings``, or in their place ``fields`` of `RunSettings` by name, say where and how; ``suite``, ``arm``
-    and ``preset`` what it is made for.
+    and ``preset`` what it is made for. A finished run's record is written to the folder ``out`` before the
+    model writes its sample, so that nothing that happens then can lose it.
 
     The record is None for a run that was interrupted or ran out of time. A run that breaks down (out of
     memory, say) has a record with status ``"failed"`` and no result.
 
     Raises:
-        ValueError: If the corpus is not the spec's, for what `localgpt_core.train` refuses, or for a
-            malformed ``LOCALGPT_COMMIT``; before anything is trained.
+        ValueError: If the corpus is not the spec's, for what `localgpt_core.train` refuses, for a malformed
+            ``LOCALGPT_COMMIT``, or where ``out`` cannot be written; before anything is trained.
+        OSError: If a file cannot be written once the run is over.
     """
     allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
     require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
     settings = RunSettings.given(settings, fields)
-    version = code_version(PACKAGE)
-    start, clock = datetime.now(UTC), time.perf_counter()
-    result, error, sample = None, "", ""
-    try:
-        result = train(spec.model, spec.train, corpus, settings)
-        if result.status in ("interrupted", "out_of_time"):
-            return None, result
-        if result.status == "finished":
-            sample = sample_text(result.model, corpus.vocabulary)
-    except (RuntimeError, MemoryError) as failure:
-        error = f"{type(failure).__name__}: {failure}"
-    counts = {}
-    if result:
-        parameters = list(result.model.parameters())
-        counts["total"] = sum(p.numel() for p in parameters)
-        counts["trained"] = sum(p.numel() for p in parameters if p.requires_grad)
-    record = RunRecord(
+    settings.prepare()
+    if out is not None:
+        require_writable("out", Path(out) / f"{spec.digest}.json")
+    # Made before the run, so that what a record cannot hold is refused in time.
+    draft = RunRecord(
         digest=spec.digest,
         suite=suite,
         arm=arm,
         preset=preset,
         spec=spec.to_dict(),
         seed=spec.seed,
-        status=result.status if result else "failed",
-        final_val_loss=result.final_val_loss if result and result.status == "finished" else None,
-        best_val_loss=result.best_val_loss if result else None,
-        wall_time_s=result.wall_time_s if result else time.perf_counter() - clock,
-        tokens_per_s=result.tokens_per_s if result else None,
-        peak_memory_mib=result.peak_memory_mib if result else 0.0,
-        flops_per_token=result.flops_per_token if result else None,
-        parameters=counts,
-        anchor_steps=result.anchor_steps if result else 0,
-        curves=result.curves if result else {},
-        diagnostics=result.diagnostics if result else {},
-        sample=sample,
+        status="failed",
+        final_val_loss=None,
+        best_val_loss=None,
+        wall_time_s=0.0,
+        tokens_per_s=None,
+        peak_memory_mib=0.0,
+        flops_per_token=None,
+        parameters={},
+        curves={},
+        sample="",
         environment=environment(str(settings.device)),
         provenance={
             "command": _command(),
-            **version,
-            "start": start.isoformat(timespec="seconds"),
-            "end": datetime.now(UTC).isoformat(timespec="seconds"),
+            **code_version(PACKAGE),
+            "start": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-        error=error,
     )
+    clock = time.perf_counter()
+    result, changes = None, {}
+    try:
+        result = train(spec.model, spec.train, corpus, settings)
+    except (Refusal, OSError):
+        raise
+    except Exception as failure:
+        changes = {"error": _said(failure), "wall_time_s": time.perf_counter() - clock}
+    else:
+        if result.status in ("interrupted", "out_of_time"):
+            return None, result
+        changes = _measured(result)
+    end = {"end": datetime.now(UTC).isoformat(timespec="seconds")}
+    record = replace(draft, provenance=draft.provenance | end, **changes)
+    if record.status == "finished":
+        if out is not None:
+            record.write(out)
+        record = replace(record, **_sample(result.model, corpus.vocabulary))
     return record, result
 
 
+def _measured(result: TrainResult) -> dict[str, Any]:
+    """Return the fields of a record that a run fills."""
+    same = ("status", "best_val_loss", "wall_time_s", "tokens_per_s", "peak_memory_mib", "flops_per_token")
+    same += ("anchor_steps", "curves", "diagnostics")
+    parameters = list(result.model.parameters())
+    return {
+        **{name: getattr(result, name) for name in same},
+        "final_val_loss": result.final_val_loss if result.status == "finished" else None,
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+    }
+
+
+def _sample(model: LocalGPT, vocabulary: str) -> dict[str, str]:
+    """Return the sample of a finished run, or why there is none."""
+    try:
+        return {"sample": sample_text(model, vocabulary)}
+    except Exception as failure:
+        return {"error": f"no sample: {_said(failure)}"}
+
+
+def _said(failure: Exception) -> str:
+    """Return what a failure says, and show where it arose if that is asked for."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(failure)
+    return f"{type(failure).__name__}: {failure}"
+
+
 def _command() -> str:
-    program = Path(sys.argv[0]).name
+    program = Path(sys.argv[0] if sys.argv else "").name
     program = "python -m localgpt_core" if program == "__main__.py" else program
     return f"{program} {shlex.join(map(_without_folder, sys.argv[1:]))}"
 

@@ -1,16 +1,18 @@
 """What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
 
+import errno
 import json
 import math
 import os
+import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.files import atomic_write
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.experiments.specs import RunSpec
 
 __all__ = [
@@ -50,7 +52,7 @@ class RunRecord:
         sample: Text that the trained model wrote.
         environment: Device, threads, versions of the software.
         provenance: Command, git commit, start and end (UTC).
-        error: What went wrong, for a failed run.
+        error: What went wrong, for a failed run, or why a finished one has no sample.
         anchor_steps: How many of the steps were backpropagation.
         diagnostics: What the rule did over training, see `localgpt_core.measure`; empty if not measured.
         schema: Version of this layout.
@@ -81,11 +83,19 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, "schema", self.schema, f"this version reads {SCHEMA}")
-        found = RunSpec.from_dict(self.spec).digest
-        require(found == self.digest, "digest", self.digest, f"its spec has {found}")
+        spec = RunSpec.from_dict(self.spec)
+        require(spec.digest == self.digest, "digest", self.digest, f"its spec has {spec.digest}")
+        require(spec.seed == self.seed, "seed", self.seed, f"its spec has {spec.seed}")
         require(self.status in ("finished", "diverged", "failed"), "status", self.status, "unknown")
         plain = isinstance(self.suite, str) and self.suite in ("", Path(self.suite).name)
         require(plain and self.suite != "..", "suite", self.suite, "must be a plain name: a folder has it")
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            allowed = " or ".join(kind.__name__ for kind in kinds)
+            require(isinstance(value, kinds), name, value, f"must be of type {allowed}")
+        for name, curve in self.curves.items():
+            numbers = isinstance(curve, list) and all(isinstance(x, int | float | None) for x in curve)
+            require(numbers, "curves", name, "must be a list of numbers")
 
     @property
     def run_spec(self) -> RunSpec:
@@ -108,8 +118,8 @@ class RunRecord:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise Refusal(f"is not JSON ({error})") from None
         require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
         expected = {item.name for item in fields(cls)}
         odd = sorted(expected.symmetric_difference({*values} | ADDED_LATER))
@@ -121,6 +131,16 @@ class RunRecord:
         path = Path(folder) / f"{self.digest}.json"
         atomic_write(path, self.to_json() + "\n")
         return path
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """Return the types that a field's annotation allows; an integer is a number too."""
+    found = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = tuple(get_origin(kind) or kind for kind in found)
+    return (*plain, int) if float in plain else plain
+
+
+_KINDS = {name: _kinds(hint) for name, hint in get_type_hints(RunRecord).items()}
 
 
 def _rounded(value: Any) -> Any:
@@ -141,9 +161,9 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     """
     path = Path(path)
     try:
-        record = RunRecord.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"record {path} is refused: {error}") from None
+        record = RunRecord.from_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Refusal(f"record {path} is refused: {error}") from None
     require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
     return record
 
@@ -158,11 +178,12 @@ def load_records(
     """Return every record below ``root`` by digest.
 
     A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
+    What is hidden, a name with a dot in front, is no record: editors and systems keep their own things there.
     Where two files have one digest, a run that broke down gives way to one that did not, and a run without
     diagnostics to one with them.
     """
     records: dict[str, RunRecord] = {}
-    for path in sorted(Path(root).rglob("*.json")):
+    for path in sorted(_json_files(Path(root), on_problem)):
         try:
             record = read_record(path)
         except ValueError as error:
@@ -170,6 +191,20 @@ def load_records(
         else:
             _keep(records, record)
     return records
+
+
+def _json_files(root: Path, on_problem: Callable[[str], None]) -> Iterator[Path]:
+    """Yield every JSON file below ``root`` but what is hidden."""
+
+    def unreadable(error: OSError) -> None:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # else it is not there
+            on_problem(f"folder {error.filename} cannot be read: {error.strerror}")
+
+    for folder, below, files in os.walk(root, onerror=unreadable):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in files:
+            if name.endswith(".json") and not name.startswith("."):
+                yield Path(folder, name)
 
 
 def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
@@ -199,9 +234,10 @@ def import_bundle(
         ValueError: If the file cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: other tools leave U+2028 within a JSON string, where it ends no line.
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"bundle {path} cannot be read: {error}") from None
+        raise Refusal(f"bundle {path} cannot be read: {error}") from None
     present = load_records(root, on_problem)
     written = []
     for number, line in enumerate(lines, start=1):

@@ -9,19 +9,26 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from localgpt_core.common.files import require_writable
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import PlannedRun, Suite
+from localgpt_core.training.before import check_corpus
 from localgpt_core.training.settings import RunSettings
 
-__all__ = ["SuiteRun", "missing_runs"]
+__all__ = ["STATUSES", "SuiteRun", "missing_runs"]
 
 POLL_S = 0.2
+
+# What the process of one run says by its exit status, see `localgpt_core.cli`; any other one is a failure.
+STATUSES = {"complete": 0, "failed": 1, "out_of_time": 3, "interrupted": 130}
+OUTCOMES = {status: word for word, status in STATUSES.items()}
 
 Say = Callable[[str], None]
 
@@ -76,6 +83,10 @@ class SuiteRun:
 
     def one(self, run: PlannedRun, say: Say) -> RunRecord | None:
         """Make one run here and write its record; None if it was interrupted or had no time."""
+        return self._one(run, say)[0]
+
+    def _one(self, run: PlannedRun, say: Say) -> tuple[RunRecord | None, str]:
+        """Return the record of one run, and one of the words of `make`."""
         record, result = execute(
             run.spec,
             self.corpus,
@@ -83,16 +94,19 @@ class SuiteRun:
             suite=self.suite.name,
             arm=run.arm.name,
             preset=self.preset or self.suite.preset,
+            out=self.out,
         )
         if record is None:
             say(
                 f"{_title(run)}: {result.status.replace('_', ' ')} after {result.steps_done} steps, no record"
             )
-            return None
+            return None, result.status
         record.write(self.out)
         loss = "no final loss" if record.final_val_loss is None else f"{record.final_val_loss:.4f} nats"
         say(f"{_title(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
-        return record
+        if result is not None and result.interrupted:
+            return record, "interrupted"
+        return record, "failed" if record.status == "failed" else "complete"
 
     def all(self, jobs: int, say: Say) -> bool:
         """Make all runs that are missing, ``jobs`` at a time; return whether none is left.
@@ -100,18 +114,46 @@ class SuiteRun:
         A run that needed more time than is left, judged by its own speed, is given up, and so is what comes
         after it.
         """
-        todo = self.todo(say)
-        say(f"{self.suite.name}: {len(todo)} runs to make")
-        if jobs > 1:
-            self._side_by_side(todo, jobs, say)
-        else:
-            for run in todo:
-                if self.one(run, say) is None:
-                    break
-        return not self.todo(lambda problem: None)
+        return self.make(jobs, say) == "complete"
 
-    def _side_by_side(self, todo: list[PlannedRun], jobs: int, say: Say) -> None:
-        waiting, running = list(todo), []
+    def make(self, jobs: int, say: Say, only: Sequence[str] = ()) -> str:
+        """Make all runs that are missing, or those with the digests ``only``, recorded or not.
+
+        Returns:
+            ``"complete"``, or why something is left: ``"interrupted"``, ``"failed"`` or ``"out_of_time"``.
+
+        Raises:
+            ValueError: For a digest that the suite does not have, a run that its corpus does not allow, or a
+                folder that cannot be written; before the first run.
+        """
+        planned = {item.spec.digest: item for item in self.suite.plan(self.corpus, self.preset)}
+        for digest in only:
+            require(digest in planned, "only", digest, f"suite {self.suite.name} has " + ", ".join(planned))
+        todo = [planned[digest] for digest in dict.fromkeys(only)] if only else self.todo(say)
+        for run in todo:
+            try:
+                check_corpus(run.spec.model, run.spec.train, self.corpus)
+            except Refusal as error:
+                raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
+            require_writable("out", self.out / f"{run.spec.digest}.json")
+        if not only:
+            say(f"{self.suite.name}: {len(todo)} runs to make")
+        outcomes = self._side_by_side(todo, jobs, say) if jobs > 1 else self._one_by_one(todo, say)
+        left = not set(outcomes) <= {"complete"} if only else bool(self.todo(lambda problem: None))
+        if "interrupted" in outcomes:
+            return "interrupted"
+        return "complete" if not left else "failed" if "failed" in outcomes else "out_of_time"
+
+    def _one_by_one(self, todo: list[PlannedRun], say: Say) -> list[str]:
+        outcomes = []
+        for run in todo:
+            outcomes.append(self._one(run, say)[1])
+            if outcomes[-1] in ("interrupted", "out_of_time"):
+                break
+        return outcomes
+
+    def _side_by_side(self, todo: list[PlannedRun], jobs: int, say: Say) -> list[str]:
+        waiting, running, outcomes = list(todo), [], []
         longest_s = 0.0
         try:
             while waiting or running:
@@ -119,24 +161,36 @@ class SuiteRun:
                 if waiting and left_s < longest_s:
                     say(f"{len(waiting)} runs not started: {left_s:.0f} s left, one takes {longest_s:.0f} s")
                     waiting.clear()
+                    outcomes.append("out_of_time")
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    running.append((run, time.monotonic(), self._start(run)))
+                    running.append((run, self._stamp(run), time.monotonic(), self._start(run)))
                 time.sleep(POLL_S)
                 for entry in list(running):
-                    run, started, process = entry
+                    run, stamp, started, process = entry
                     if process.poll() is None:
                         continue
                     running.remove(entry)
-                    written = (self.out / f"{run.spec.digest}.json").exists()
-                    if process.returncode == 0 and written:
+                    outcome = OUTCOMES.get(process.returncode, "failed")
+                    written = self._stamp(run) != stamp
+                    outcomes.append("failed" if outcome == "complete" and not written else outcome)
+                    if written:
                         longest_s = max(longest_s, time.monotonic() - started)
                     else:
                         say(f"{_title(run)}: no record (exit status {process.returncode})")
         except KeyboardInterrupt:
-            for _, _, process in running:
+            for *_, process in running:
                 process.wait()
             raise
+        return outcomes
+
+    def _stamp(self, run: PlannedRun) -> tuple[int, int] | None:
+        """Return what tells the file of a run's record from an older one; None where there is none."""
+        try:
+            found = (self.out / f"{run.spec.digest}.json").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def _start(self, run: PlannedRun) -> subprocess.Popen:
         command = [sys.executable, "-m", "localgpt_core", "run", str(self.suite.path)]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localgpt_core.common.validation import require, require_choice, require_integer
+from localgpt_core.common.validation import Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.specs import RunSpec, resolve_spec
@@ -84,7 +84,7 @@ class Suite:
                     try:
                         spec = resolve_spec(preset or self.preset, arm.model, train, corpus)
                     except ValueError as error:
-                        raise ValueError(f"suite {self.path}, arm {arm.name!r}: {error}") from None
+                        raise Refusal(f"suite {self.path}, arm {arm.name!r}: {error}") from None
                     planned.append(PlannedRun(arm, spec))
         return planned
 
@@ -97,11 +97,11 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ValueError(f"suite {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"suite {path} is not TOML: {error}") from None
+        raise Refusal(f"suite {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"suite {path} is not TOML: {error}") from None
     where = f"suite {path}: key"
     _require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
     require_choice(f"suite {path}: preset", content["preset"], PRESETS)

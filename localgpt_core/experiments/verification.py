@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from localgpt_core.common.validation import require
 from localgpt_core.experiments.records import RunRecord
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "check_tolerance", "judge"]
 
 Curves = dict[str, list[float | None]]
 
@@ -19,6 +20,11 @@ class Verdict:
     text: str
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Raise ``ValueError`` unless ``tolerance`` is a number of at least 0."""
+    require(tolerance >= 0, "tolerance", tolerance, "must be a number of at least 0")
+
+
 def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
     """Compare a record with its repetition.
 
@@ -27,7 +33,11 @@ def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
     must be at the same steps, and every validation loss may differ by ``tolerance`` nats per character. A
     loss that is finite on one side only is a difference; where none is finite on either side, the runs broke
     down alike and agree.
+
+    Raises:
+        ValueError: If ``tolerance`` is no number of at least 0.
     """
+    check_tolerance(tolerance)
     recorded, again = (RunRecord.from_json(record.to_json()) for record in (recorded, again))
     if recorded.status != again.status:
         return Verdict(False, f"differs: recorded {recorded.status}, now {again.status}")

@@ -15,12 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.report.results import SuiteResults, load_results
 from localgpt_core.report.style import HEIGHT, WIDTH, draw_seeds, legend, look, use_style, visible
-from localgpt_core.report.tables import interval
+from localgpt_core.report.tables import interval, require_seeds_once
 
 __all__ = [
     "attention_maps",
@@ -127,7 +128,17 @@ def loss_over(
 
     ``table`` has the columns ``x``, ``label`` and ``final_val_loss``; a run without a final loss is marked at
     the top.
+
+    Raises:
+        ValueError: If a point would be the mean of two runs of one seed, or of several arms, where the table
+            has the columns ``seed`` and ``arm``.
     """
+    for (label, value), group in table.groupby(["label", x], sort=False):
+        point = f"{label}, {x}={value}"
+        if "seed" in group:
+            require_seeds_once(group, point, "label")
+        arms = group["arm"].unique().tolist() if "arm" in group else []
+        require(len(arms) <= 1, "label", point, f"is of the arms {', '.join(arms)}, which have no mean")
     figure, ax = plt.subplots()
     for i, (label, group) in enumerate(table.groupby("label", sort=False)):
         finished = group.dropna(subset="final_val_loss")

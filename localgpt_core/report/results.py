@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.measure.diagnostics import Diagnostics
-from localgpt_core.report.tables import arm_table, interval, paired_difference, suite_runs
+from localgpt_core.report.tables import (
+    arm_table,
+    interval,
+    paired_difference,
+    require_alike,
+    suite_runs,
+)
 
 __all__ = ["SuiteResults", "book_folder", "load_results"]
 
@@ -30,7 +36,7 @@ def book_folder() -> Path:
         for candidate in (folder, folder / "book"):
             if (candidate / "suites").is_dir():
                 return candidate
-    raise ValueError(f"working directory {here.name!r}: must be inside the checkout, for book/suites")
+    raise Refusal(f"working directory {here.name!r}: must be inside the checkout, for book/suites")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class SuiteResults:
         runs: One row per recorded run, see `localgpt_core.report.tables.suite_runs`.
         records: The records by digest.
         planned: Number of runs the suite asks for.
+
+    Raises:
+        ValueError: If the runs of an arm differ in more than their seed, such as the kind of their device.
     """
 
     suite: Suite
@@ -50,6 +59,12 @@ class SuiteResults:
     runs: pd.DataFrame
     records: dict[str, RunRecord]
     planned: int
+
+    def __post_init__(self) -> None:
+        for arm, digests in self.runs.groupby("arm", sort=False)["digest"]:
+            allowed = f"runs on several kinds of device have no mean; allowed are {', '.join(self.labels)}"
+            require(arm in self.labels, "arm", arm, allowed)
+            require_alike(arm, [self.records[digest] for digest in digests])
 
     @property
     def labels(self) -> dict[str, str]:
@@ -206,15 +221,21 @@ def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, st
             yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
 
 
-def load_results(name: str, preset: str | None = None) -> SuiteResults:
+def load_results(name: str, preset: str | None = None, device: str | None = None) -> SuiteResults:
     """Return the recorded results of ``book/suites/<name>.toml``, from anywhere inside the checkout.
 
-    ``preset`` asks for the runs that were made with another preset than the suite's own.
+    ``preset`` asks for the runs that were made with another preset than the suite's own, ``device`` for those
+    that were made on ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: For an unknown name, or an arm whose runs were made on several kinds of device.
     """
     folder = book_folder()
     suite = read_suite(folder / "suites" / f"{name}.toml")
     corpus = load_corpus(suite.corpus)
     records = load_records(folder / "records")
+    if device is not None:
+        records = {d: r for d, r in records.items() if r.environment.get("device_type") == device}
     runs = suite_runs(suite, records, corpus, preset)
     planned = len(suite.plan(corpus, preset))
     return SuiteResults(suite, preset or suite.preset, runs, records, planned)

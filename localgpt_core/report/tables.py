@@ -6,12 +6,23 @@ from dataclasses import asdict
 import pandas as pd
 from scipy import stats
 
+from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord
-from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.experiments.suites import Suite
 
-__all__ = ["all_runs", "arm_table", "estimate", "interval", "paired_difference", "show_table", "suite_runs"]
+__all__ = [
+    "all_runs",
+    "arm_table",
+    "estimate",
+    "interval",
+    "paired_difference",
+    "require_alike",
+    "require_seeds_once",
+    "settings_last",
+    "show_table",
+    "suite_runs",
+]
 
 COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest"]
 
@@ -19,14 +30,19 @@ COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", 
 def suite_runs(
     suite: Suite, records: dict[str, RunRecord], corpus: Corpus, preset: str | None = None
 ) -> pd.DataFrame:
-    """Return one row per recorded run of ``suite``, by arm and seed; losses in nats per character."""
-    order = {arm.name: i for i, arm in enumerate(suite.arms)}
-    rows = [
-        _row(run.arm.name, run.arm.label, records[run.spec.digest])
-        for run in suite.plan(corpus, preset)
-        if run.spec.digest in records
-    ]
-    rows.sort(key=lambda row: (order[row["arm"]], row["seed"]))
+    """Return one row per recorded run of ``suite``, by arm and seed; losses in nats per character.
+
+    An arm whose runs were made on several kinds of device is several arms, which have the device's name.
+    """
+    planned = suite.plan(corpus, preset)
+    found = [(run.arm.name, records[run.spec.digest]) for run in planned if run.spec.digest in records]
+    rows = []
+    for arm in suite.arms:
+        own = sorted((record for name, record in found if name == arm.name), key=lambda record: record.seed)
+        devices = dict.fromkeys(map(_device, own))
+        for device in devices:
+            name = arm.name if len(devices) == 1 else f"{arm.name} ({device})"
+            rows += [_row(name, arm.label, record) for record in own if _device(record) == device]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -41,8 +57,8 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
         namesakes.setdefault((record.suite, record.arm, record.preset), []).append(record)
     rows = []
     for (suite, arm, preset), group in namesakes.items():
-        settings = [_settings(record.run_spec) for record in group]
-        differing = [name for name in settings[0] if len({own[name] for own in settings}) > 1]
+        settings = [_settings(record) for record in group]
+        differing = _differing(settings)
         for record, own in zip(group, settings, strict=True):
             words = ", ".join([preset, *(f"{name}={own[name]}" for name in differing)])
             rows.append(_row(f"{suite}/{arm} ({words})", arm, record))
@@ -50,11 +66,33 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _settings(spec: RunSpec) -> dict[str, object]:
+def _settings(record: RunRecord) -> dict[str, object]:
     """Return all that can change the result of a run but its seed."""
+    spec = record.run_spec
     settings = {**asdict(spec.model), **asdict(spec.train)}
     del settings["seed"]
-    return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}"}
+    return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}", "device": _device(record)}
+
+
+def _differing(settings: list[dict[str, object]]) -> list[str]:
+    return [name for name in settings[0] if len({own[name] for own in settings}) > 1]
+
+
+def _device(record: RunRecord) -> str:
+    """Return the kind of device that a run was made on: ``"cpu"``, ``"cuda"`` or ``"unknown"``."""
+    return str(record.environment.get("device_type", "unknown"))
+
+
+def require_alike(arm: str, records: list[RunRecord]) -> None:
+    """Raise ``ValueError`` unless the runs of ``arm`` differ in nothing but their seed."""
+    differing = _differing([_settings(record) for record in records]) if records else []
+    require(not differing, "arm", arm, f"its runs differ in {', '.join(differing)} and have no mean")
+
+
+def require_seeds_once(runs: pd.DataFrame, name: str, field: str = "arm") -> None:
+    """Raise ``ValueError`` if ``runs``, those of ``name``, have two of one seed: they are not of one spec."""
+    twice = ", ".join(map(str, runs["seed"][runs["seed"].duplicated()]))
+    require(not twice, field, name, f"has several runs of seed {twice}, which have no mean")
 
 
 def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
@@ -81,9 +119,13 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
     long a run took says how busy its machine was; `localgpt_core.experiments.bench` measures time.
+
+    Raises:
+        ValueError: If an arm has two runs of one seed.
     """
     rows = []
     for arm, group in runs.groupby("arm", sort=False):
+        require_seeds_once(group, arm)
         finished = group[group["status"] == "finished"]
         mean, half = interval(finished["final_val_loss"].tolist())
         best, cost = finished["best_val_loss"].min(), group["tflops"].mean()
@@ -101,14 +143,26 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def settings_last(table: pd.DataFrame) -> pd.DataFrame:
+    """Return an `arm_table` in which what stands in brackets behind an arm's name is the last column."""
+    parts = [arm.rpartition(" (") if arm.endswith(")") else (arm, "", "") for arm in table["arm"]]
+    settings = [words.removesuffix(")") for _, _, words in parts]
+    named = table.assign(arm=[name for name, _, _ in parts])
+    return named.assign(settings=settings) if any(settings) else table
+
+
 def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[float, float, int]:
     """Return mean, 95 % half-width and n of final loss(arm) - final loss(reference), seed by seed.
 
     Only seeds at which both arms finished count; without any, the numbers are NaN and n is 0.
+
+    Raises:
+        ValueError: If an arm has two runs of one seed.
     """
     losses = {}
     for name in (arm, reference):
         found = runs[(runs["arm"] == name) & (runs["status"] == "finished")]
+        require_seeds_once(found, name)
         losses[name] = found.set_index("seed")["final_val_loss"]
     differences = (losses[arm] - losses[reference]).dropna().tolist()
     mean, half = interval(differences)

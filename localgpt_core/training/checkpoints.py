@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from localgpt_core.common.files import atomic_write
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig, TrainConfig, build
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.model.gpt import LocalGPT
@@ -23,6 +23,7 @@ __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "localgpt-checkpoint-2"
 PROGRESS_KEYS = {"step", "curves", "pending", "diagnostics", "train_time_s", "wall_time_s"}
+CORPUS_KEYS = {"name", "sha256", "vocabulary"}
 OPTIMIZER_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -62,11 +63,16 @@ class Checkpoint:
     def restore_optimizer(self, model: LocalGPT, optimizer: torch.optim.Optimizer) -> None:
         """Load the optimiser's state of every trained parameter."""
         state = optimizer.state_dict()
+        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for index, name in enumerate(_trained_names(model, optimizer)):
             prefix = f"optimizer.{name}."
             found = {key[len(prefix) :]: t for key, t in self.tensors.items() if key.startswith(prefix)}
             self._require(
                 not found or found.keys() == OPTIMIZER_KEYS, f"it has only {sorted(found)} of {name}"
+            )
+            shapes = {key: tuple(t.shape) for key, t in found.items() if key != "step"}
+            self._require(
+                all(shape == own[name] for shape in shapes.values()), f"it has {shapes} of {name} {own[name]}"
             )
             if found:
                 state["state"][index] = found
@@ -80,11 +86,11 @@ class Checkpoint:
             f"{key}={saved[key]!r}, asked {asked[key]!r}" for key in asked if saved[key] != asked[key]
         ]
         if differing:
-            raise ValueError(f"checkpoint {self.path} is of another run: it has " + "; ".join(differing))
+            raise Refusal(f"checkpoint {self.path} is of another run: it has " + "; ".join(differing))
 
     def _require(self, ok: bool, problem: str) -> None:
         if not ok:
-            raise ValueError(f"checkpoint {self.path} is damaged: {problem}")
+            raise Refusal(f"checkpoint {self.path} is damaged: {problem}")
 
 
 def _trained_names(model: LocalGPT, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -123,24 +129,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ValueError: If the file is missing, damaged or no checkpoint of this package, naming it.
     """
     path = Path(path)
-    require(path.is_file(), "checkpoint", str(path), "no such file")
+    require(os.path.isfile(path), "checkpoint", str(path), "no such file")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint {path} is damaged: {error}") from None
+    except (SafetensorError, OSError) as error:
+        raise Refusal(f"checkpoint {path} is damaged: {error}") from None
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
     try:
         progress = json.loads(header["progress"])
         require(progress.keys() == PROGRESS_KEYS, "progress", sorted(progress), f"needs {PROGRESS_KEYS}")
+        corpus = json.loads(header["corpus"])
+        known = corpus.keys() == CORPUS_KEYS and all(isinstance(value, str) for value in corpus.values())
+        require(known, "corpus", corpus, f"needs {CORPUS_KEYS}")
         return Checkpoint(
             path=path,
             model_config=build(LocalGPTConfig, json.loads(header["model"])),
             train_config=build(TrainConfig, json.loads(header["train"])),
-            corpus=json.loads(header["corpus"]),
+            corpus=corpus,
             progress=progress,
             tensors=tensors,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {path} is damaged: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refusal(f"checkpoint {path} is damaged: {error!r}") from None

@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 import torch
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.files import require_writable
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.corpus.batches import windows
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import RunSettings
 from localgpt_core.training.state import RunState, TrainResult
@@ -48,21 +49,33 @@ def train(
 
     Raises:
         ValueError: For a corpus that does not fit the model, a device that is not there, or a checkpoint that
-            is damaged or of another run.
+            is damaged, of another run, or cannot be written.
+        OSError: If the checkpoint of an interrupted run cannot be written. A run that goes on, or is over,
+            outweighs its checkpoint, and only warns.
     """
     settings = RunSettings.given(settings, fields)
-    allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
-    require(model_config.vocab_size == corpus.vocab_size, "vocab_size", model_config.vocab_size, allowed)
-    windows(corpus.val, model_config.block_size)
+    check_corpus(model_config, train_config, corpus)
     device, path = settings.prepare(), settings.checkpoint
+    if path is not None:
+        require_writable("checkpoint", path)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         resumes = settings.resume and path is not None and Path(path).exists()
         saved = load_checkpoint(path) if resumes else None
         run = RunState(model_config, train_config, corpus, device, settings.diagnose_every, saved)
-        status = _advance_to_the_end(run, settings)
-        if path is not None and status in ("finished", "interrupted"):
-            run.save(Path(path))
-    return run.result(status)
+        with _interrupt_between_steps() as interrupted:
+            status = _advance_to_the_end(run, settings, interrupted)
+            if path is not None and status == "interrupted":
+                run.save(Path(path))
+            elif path is not None and status == "finished":
+                _save_or_warn(run, Path(path))
+            return run.result(status, interrupted.is_set())
+
+
+def _save_or_warn(run: RunState, path: Path) -> None:
+    try:
+        run.save(path)
+    except (OSError, RuntimeError, MemoryError) as error:
+        warnings.warn(f"checkpoint {path} of step {run.step} is not written: {error}", stacklevel=2)
 
 
 @contextmanager
@@ -88,35 +101,34 @@ def _interrupt_between_steps() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _advance_to_the_end(run: RunState, settings: RunSettings) -> str:
+def _advance_to_the_end(run: RunState, settings: RunSettings, interrupted: threading.Event) -> str:
     """Advance ``run`` until it is over and return the status."""
     first_step, measured_from = run.step, 0.0
     report = settings.report or (lambda measured: None)
-    with _interrupt_between_steps() as interrupted:
-        while True:
-            if run.evaluation_due:
-                loss = run.evaluate()
-                report({"step": run.step, "val_loss": loss})
-                if not math.isfinite(loss):
-                    return "diverged"
-                if settings.checkpoint is not None and run.step > first_step:
-                    run.save(Path(settings.checkpoint))
-            if run.diagnosis_due:
-                run.diagnose()
-            if run.step == run.config.steps:
-                return "finished"
-            if interrupted.is_set():
-                return "interrupted"
-            point = run.advance()
-            if point is not None:
-                report({"step": run.step, "train_loss": point})
-                if not math.isfinite(point):
-                    return "diverged"
-            needed_s = 0.0
-            if run.step == first_step + WARM_UP_STEPS:
-                measured_from = time.monotonic()
-            if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS:
-                left = run.config.steps - run.step
-                needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
-            if time.monotonic() + needed_s > settings.deadline:
-                return "out_of_time"
+    while True:
+        if run.evaluation_due:
+            loss = run.evaluate()
+            report({"step": run.step, "val_loss": loss})
+            if not math.isfinite(loss):
+                return "diverged"
+            if settings.checkpoint is not None and run.step > first_step:
+                _save_or_warn(run, Path(settings.checkpoint))
+        if run.diagnosis_due:
+            run.diagnose()
+        if run.step == run.config.steps:
+            return "finished"
+        if interrupted.is_set():
+            return "interrupted"
+        point = run.advance()
+        if point is not None:
+            report({"step": run.step, "train_loss": point})
+            if not math.isfinite(point):
+                return "diverged"
+        needed_s = 0.0
+        if run.step == first_step + WARM_UP_STEPS:
+            measured_from = time.monotonic()
+        if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS:
+            left = run.config.steps - run.step
+            needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
+        if time.monotonic() + needed_s > settings.deadline:
+            return "out_of_time"

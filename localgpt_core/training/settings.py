@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import Refusal, require, require_integer
 
 __all__ = ["Report", "RunSettings", "select_device"]
+
+MOST_THREADS = 4096  # far above, torch fails by an overflow
 
 Report = Callable[[dict[str, float]], None]
 
@@ -23,7 +25,7 @@ def select_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
+        raise Refusal(f"device={name!r}: allowed are 'cpu', 'cuda' or 'cuda:N'") from None
     require(device.type in ("cpu", "cuda"), "device", name, "allowed are 'cpu', 'cuda' or 'cuda:N'")
     if device.type == "cuda":
         count = torch.cuda.device_count()
@@ -47,7 +49,7 @@ class RunSettings:
             itself is the same to the last bit.
 
     Raises:
-        ValueError: For a device that is not there, or a number below its minimum.
+        ValueError: For a device that is not there, or a number out of its range.
     """
 
     device: str | torch.device = "cpu"
@@ -62,7 +64,7 @@ class RunSettings:
         select_device(str(self.device))
         require_integer("diagnose_every", self.diagnose_every, 0)
         if self.threads is not None:
-            require_integer("threads", self.threads, 1)
+            require_integer("threads", self.threads, 1, MOST_THREADS)
 
     @classmethod
     def given(cls, settings: "RunSettings | None", fields: dict[str, object]) -> "RunSettings":

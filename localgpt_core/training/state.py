@@ -1,7 +1,9 @@
 """A run between two steps: how it is advanced, measured, saved, restored and summed up."""
 
+import copy
 import math
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,7 @@ class TrainResult:
             planned, alignment of the feedback before the first one, and a fit of codes.
         anchor_steps: How many of the steps were anchors.
         diagnostics: What the rule did over training, see `localgpt_core.measure`; empty unless asked for.
+        interrupted: Whether Ctrl-C was pressed, be it too late to stop this run.
     """
 
     model: LocalGPT
@@ -70,6 +73,7 @@ class TrainResult:
     flops_per_token: float
     anchor_steps: int
     diagnostics: Diagnostics
+    interrupted: bool = False
 
     @property
     def final_val_loss(self) -> float:
@@ -173,9 +177,21 @@ class RunState:
         return at_interval and self.step not in self.diagnostics.get("step", ())
 
     def diagnose(self) -> None:
-        """Compare the rule with the exact gradient on the batch of the next step."""
+        """Compare the rule with the exact gradient on the batch of the next step.
+
+        Where that fails after the first step, it warns: the run is worth more than what is said about it.
+        """
         text = windows(self.corpus.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS].to(self.device)
-        measure_into(self.diagnostics, self.model, *self.batch(self.step), text, self.step)
+        measured = copy.deepcopy(self.diagnostics)
+        try:
+            measure_into(measured, self.model, *self.batch(self.step), text, self.step)
+        except Exception as error:
+            if self.step == 0:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+            warnings.warn(f"no diagnostics at step {self.step}: {problem}", stacklevel=2)
+        else:
+            self.diagnostics = measured
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of ``step``, (B, T) each, on the device."""
@@ -241,7 +257,7 @@ class RunState:
         self.diagnostics = progress["diagnostics"]
         self.train_time_s, self.earlier_s = progress["train_time_s"], progress["wall_time_s"]
 
-    def result(self, status: str) -> TrainResult:
+    def result(self, status: str, interrupted: bool = False) -> TrainResult:
         """Return what the run has come to."""
         tokens = self.step * self.config.batch_size * self.model.config.block_size
         return TrainResult(
@@ -255,4 +271,5 @@ class RunState:
             flops_per_token=self.flops_per_token,
             anchor_steps=self._anchors(self.step),
             diagnostics=self.diagnostics,
+            interrupted=interrupted,
         )

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import stat
@@ -5,7 +6,7 @@ import stat
 import pytest
 
 from localgpt_core.common import files
-from localgpt_core.common.files import atomic_write
+from localgpt_core.common.files import atomic_write, require_writable
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,60 @@ def test_a_reader_sees_one_writer_or_the_other(tmp_path):
         assert writer.exitcode == 0
     assert reads > 0
     assert os.listdir(tmp_path) == ["file"]
+
+
+# Whether a file can be written, known before there is anything to write
+
+
+@pytest.mark.parametrize("place", ["file", "new/folder/file", "old", "x" * 255])
+def test_a_path_that_can_be_written_is_left_as_it_is(tmp_path, place):
+    (tmp_path / "old").write_text("old")
+    require_writable("out", tmp_path / place)
+    assert os.listdir(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
+    atomic_write(tmp_path / place, "new")
+
+
+UNWRITABLE = {
+    "below a file": ("file/x", "Not a directory"),
+    "far below a file": ("file/a/b/x", "Not a directory"),
+    "a folder": ("folder", "is no regular file"),
+    "a name too long": ("x" * 256, "File name too long"),
+    "a folder's name too long": ("new/" + "x" * 256 + "/x", "File name too long"),
+    "a path too long": ("/".join(["x" * 200] * 30), "File name too long"),
+    "below a link to nothing": ("lost/x", "cannot be written"),
+    "a folder that takes no files": ("/proc/x", "No such file"),
+    "a device": ("/dev/null", "is no regular file"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+@pytest.mark.parametrize("name", UNWRITABLE)
+def test_a_path_that_cannot_be_written_is_refused_with_the_cause(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "lost").symlink_to(tmp_path / "nothing")
+    path, cause = UNWRITABLE[name]
+    with pytest.raises(ValueError, match=f"^out='{path}': .*{cause}"):
+        require_writable("out", path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "lost"]
+    with pytest.raises(OSError):
+        atomic_write(path, "x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_full_disk_is_no_error_of_the_path(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: .*file'"):
+        require_writable("out", tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    atomic_write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"

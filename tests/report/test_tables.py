@@ -9,6 +9,8 @@ from toys import toy_corpus, toy_record, toy_spec
 
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.report import tables
+from localgpt_core.report.losses import loss_over
+from localgpt_core.report.results import SuiteResults
 from localgpt_core.report.tables import all_runs, arm_table, interval, paired_difference, suite_runs
 
 # The 95 % interval
@@ -259,3 +261,85 @@ def test_a_table_of_all_records_has_every_column_and_an_order():
 def test_the_interval_of_two_values_by_hand():
     # The 97.5 % quantile of t with 1 degree of freedom is 12.7062; the standard deviation is 0.2 / sqrt(2).
     assert interval([1.4, 1.6]) == pytest.approx((1.5, 12.706204736 * 0.1), rel=1e-9)
+
+
+# What has no mean
+
+
+def on(record, device):
+    return dataclasses.replace(record, environment={**record.environment, "device_type": device})
+
+
+def on_two_devices(records):
+    """Return ``records`` with the arm bp on a GPU for seed 3, and on the CPU else."""
+    return {
+        digest: on(record, "cuda" if (record.arm, record.seed) == ("bp", 3) else "cpu")
+        for digest, record in records.items()
+    }
+
+
+def test_runs_on_two_kinds_of_device_are_two_rows(suite, records):
+    table = arm_table(suite_runs(suite, on_two_devices(records), toy_corpus())).set_index("arm")
+    assert table["n"].to_dict() == {"fa": 2, "bp (cpu)": 2, "bp (cuda)": 1, "alone": 1, "broken": 0}
+    assert table.loc["bp (cpu)", "final loss"] == "2.050" and table.loc["bp (cuda)", "final loss"] == "1.900"
+    table = arm_table(all_runs(on_two_devices(records))).set_index("arm")
+    assert table["n"].to_dict() == {
+        "toys/alone (tiny)": 1,
+        "toys/bp (tiny, device=cpu)": 2,
+        "toys/bp (tiny, device=cuda)": 1,
+        "toys/broken (tiny)": 0,
+        "toys/fa (tiny)": 2,
+    }
+
+
+def test_results_of_runs_on_two_kinds_of_device_are_refused(suite, records):
+    records = on_two_devices(records)
+    runs = suite_runs(suite, records, toy_corpus())
+    with pytest.raises(ValueError, match=r"arm='bp \(cpu\)': runs on several kinds of device have no mean"):
+        SuiteResults(suite, "tiny", runs, records, 15)
+
+
+@pytest.mark.parametrize("change", ["lr", "steps", "corpus", "device"])
+def test_results_of_an_arm_with_two_specs_are_refused(suite, records, runs, change):
+    digest = runs.query("arm == 'fa' and seed == 3")["digest"].item()
+    spec = records[digest].run_spec
+    if change == "device":
+        changed = on(records[digest], "cuda")
+    elif change == "corpus":
+        changed = toy_record(dataclasses.replace(spec, corpus_sha256="0" * 64))
+    else:
+        train = dataclasses.replace(spec.train, **{change: getattr(spec.train, change) * 2})
+        changed = toy_record(dataclasses.replace(spec, train=train))
+    with pytest.raises(ValueError, match=f"arm='fa': its runs differ in {change} and have no mean"):
+        SuiteResults(suite, "tiny", runs, records | {digest: changed}, 15)
+
+
+def test_two_runs_of_one_seed_have_no_mean_and_no_pairs(runs):
+    twice = pd.concat([runs, runs.query("arm == 'bp' and seed == 2")])
+    with pytest.raises(ValueError, match="arm='bp': has several runs of seed 2, which have no mean"):
+        arm_table(twice)
+    for arm, reference in (("fa", "bp"), ("bp", "fa")):
+        with pytest.raises(ValueError, match="arm='bp': has several runs of seed 2"):
+            paired_difference(twice, arm, reference)
+
+
+def test_a_point_of_a_figure_is_one_arm(runs):
+    table = runs.assign(lr=1e-3)
+    loss_over(table, "lr", "learning rate", {})
+    with pytest.raises(ValueError, match="label='bp, lr=0.001': has several runs of seed 1"):
+        loss_over(table.replace({"label": {"feedback alignment": "bp"}}), "lr", "learning rate", {})
+    apart = table.query("(arm == 'fa' and seed == 1) or (arm == 'bp' and seed == 3)").assign(label="one")
+    with pytest.raises(ValueError, match="label='one, lr=0.001': is of the arms fa, bp, which have no mean"):
+        loss_over(apart, "lr", "learning rate", {})
+    loss_over(apart.assign(lr=[1e-3, 1e-2]), "lr", "learning rate", {})
+
+
+def test_what_an_arm_was_made_with_may_stand_last():
+    table = pd.DataFrame({"arm": ["s/frozen body (tiny, lr=0.1)", "s/fa (tiny)"], "n": [1, 2]})
+    assert tables.settings_last(table).to_dict("list") == {
+        "arm": ["s/frozen body", "s/fa"],
+        "n": [1, 2],
+        "settings": ["tiny, lr=0.1", "tiny"],
+    }
+    plain = pd.DataFrame({"arm": ["bp"], "n": [3]})
+    assert tables.settings_last(plain) is plain

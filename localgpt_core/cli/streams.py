@@ -1,0 +1,93 @@
+"""What is printed reaches whoever reads it, and is no reason to fail for whoever does not.
+
+A letter that the terminal's encoding lacks is shown as a question mark. A stream that is not there, as under
+``pythonw`` or after ``>&-``, takes everything. What is only said (progress, news) may also meet a reader that
+has gone away; what was asked for (a table, a text) may not: `print` then raises, and the command fails.
+"""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+__all__ = ["say", "steady_streams", "tell"]
+
+
+class Steady:
+    """A text stream that passes on what it can and never raises."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else a stream has from the stream itself."""
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write ``text``, or nothing where nobody can read it."""
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream if that works."""
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        with suppress(OSError, ValueError):
+            return self.stream.isatty()
+        return False
+
+
+def say(text: str) -> None:
+    """Print what is news but not the result, to stderr; nothing fails."""
+    if sys.stderr is not None:  # print would take None for stdout
+        print(text, file=Steady(sys.stderr), flush=True)
+
+
+def tell(text: str) -> None:
+    """Print what has come of a command whose result is in its files, to stdout; nothing fails."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        abandon_stdout()
+
+
+def abandon_stdout() -> None:
+    """Let nothing more be written to a stdout that has failed, Python's own last flush included."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if sys.stdout is sys.__stdout__:
+            os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    sys.stdout = io.StringIO()
+
+
+def _forgiving(stream: TextIO | None) -> TextIO:
+    """Return ``stream`` with question marks for the letters it lacks, or one that nobody reads for none."""
+    if stream is None or getattr(stream, "closed", False):
+        return io.StringIO()
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Print as this module says inside the ``with`` block; a warning is one line there."""
+    before = sys.stdout, sys.stderr, warnings.formatwarning
+    modes = [(stream, stream.errors) for stream in before[:2] if hasattr(stream, "reconfigure")]
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), Steady(_forgiving(sys.stderr))
+    warnings.formatwarning = lambda message, *others, **more: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr, warnings.formatwarning = before
+        for stream, errors in modes:
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors=errors)
