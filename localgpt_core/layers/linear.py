@@ -165,7 +165,7 @@ class LocalLayer(HoldsFeedback):
 
         Raises:
             ValueError: If the rule needs ``taps`` and there are none; unless the rule is the derivative, if
-                torch.jit traces the layer in training mode or forward mode asks for its derivative.
+                it is traced or exported in training mode or forward mode asks for its derivative.
         """
         weight, bias = self.matrix, self.bias
         if self.exact or not torch.is_grad_enabled() or self._replayed(x, weight):
@@ -189,8 +189,8 @@ class LocalLayer(HoldsFeedback):
     def _replayed(self, x: Tensor, weight: Tensor) -> bool:
         """Return whether the operations are recorded to be derived by torch itself, who knows no rule."""
         method, exact = self.rule.options.method, self.rule.is_derivative
-        if torch.jit.is_tracing():
-            allowed = "cannot be traced in training mode: call eval() first, or use torch.compile"
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
             require(exact or not self.training, "method", method, allowed)
             return True
         if torch.compiler.is_compiling():
@@ -199,6 +199,12 @@ class LocalLayer(HoldsFeedback):
         allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
         require(exact or not tangents, "method", method, allowed)
         return tangents
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse torch.jit.script, which would have to read the rule as TorchScript."""
+        raise RuntimeError(
+            f"layer {self.place!r} cannot be scripted: use torch.compile, or trace it in eval()"
+        )
 
     def extra_repr(self) -> str:
         """Return what ``print(layer)`` shows: the sizes and the rule."""
