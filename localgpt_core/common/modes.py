@@ -15,12 +15,15 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
+from localgpt_core.common.validation import require
+
 __all__ = [
     "MaybeExact",
     "autocast_dtype",
     "evaluation_mode",
     "exact_derivatives",
     "in_float32",
+    "recorded",
     "set_for_a_while",
     "watch",
     "wide",
@@ -28,6 +31,18 @@ __all__ = [
 ]
 
 Watched = tuple[nn.Module, Callable[[Tensor], None]]
+
+
+def recorded(module: nn.Module, field: str, value: object) -> bool:
+    """Return whether torch.jit or torch.export records ``module``, whose backward pass they would not keep.
+
+    Raises:
+        ValueError: In training mode, naming ``field`` and ``value``.
+    """
+    records = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
+    require(not (records and module.training), field, value, allowed)
+    return records
 
 
 class MaybeExact:
@@ -40,7 +55,8 @@ class MaybeExact:
 
     def forward(self, *args: object) -> Tensor:
         """Return what `exact_forward` or `local_forward` returns; both have the same value."""
-        return self.exact_forward(*args) if self.exact else self.local_forward(*args)
+        exact = self.exact or recorded(self, "module", type(self).__name__)
+        return self.exact_forward(*args) if exact else self.local_forward(*args)
 
     def exact_forward(self, *args: object) -> Tensor:
         """Return the value by operations whose backward pass is their derivative."""

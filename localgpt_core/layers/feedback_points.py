@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.functions import LocalFunction
+from localgpt_core.common.modes import recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.layers.linear import missing_error
 from localgpt_core.layers.norms import EPS, normalised
@@ -89,7 +90,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
 
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
-        if self.exact or not torch.is_grad_enabled():
+        if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return x
         entry = normalised(x) if self.norm else x
         y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from localgpt_core.common.modes import autocast_dtype
+from localgpt_core.common.modes import autocast_dtype, recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
@@ -164,8 +164,8 @@ class LocalLayer(HoldsFeedback):
         it to `publish_error` together with the network's output.
 
         Raises:
-            ValueError: If the rule needs ``taps`` and there are none; unless the rule is the derivative, if
-                it is traced or exported in training mode or forward mode asks for its derivative.
+            ValueError: If the rule needs ``taps`` and there are none; if the layer is traced or exported in
+                training mode; if forward mode asks for a derivative that the rule does not have.
         """
         weight, bias = self.matrix, self.bias
         if self.exact or not torch.is_grad_enabled() or self._replayed(x, weight):
@@ -188,16 +188,13 @@ class LocalLayer(HoldsFeedback):
 
     def _replayed(self, x: Tensor, weight: Tensor) -> bool:
         """Return whether the operations are recorded to be derived by torch itself, who knows no rule."""
-        method, exact = self.rule.options.method, self.rule.is_derivative
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
-            require(exact or not self.training, "method", method, allowed)
+        if recorded(self, "layer", self.place):
             return True
         if torch.compiler.is_compiling():
             return False
         tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, weight))
         allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
-        require(exact or not tangents, "method", method, allowed)
+        require(self.rule.is_derivative or not tangents, "method", self.rule.options.method, allowed)
         return tangents
 
     def __prepare_scriptable__(self) -> None:
