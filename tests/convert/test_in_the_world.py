@@ -21,12 +21,18 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 def mlp(bias=True, dtype=torch.float64):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5, bias), nn.Tanh(), nn.Linear(5, 2, bias)).to(dtype)
+    layers = nn.Linear(3, 5, bias), nn.Tanh(), nn.Linear(5, 4, bias), nn.Tanh(), nn.Linear(4, 2, bias)
+    return nn.Sequential(*layers).to(dtype)
 
 
-def converted(method, network=None, **more):
+def with_conv1d():
+    torch.manual_seed(0)
+    return nn.Sequential(Conv1D(5, 3), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def converted(method, network=None):
     network = network or mlp()
-    return network, localize(network, method=method, output="2", seed=1, **more)
+    return network, localize(network, method=method, output=f"{len(network) - 1}", seed=1)
 
 
 def gradients(network, y):
@@ -127,9 +133,8 @@ def test_autocast_gives_the_dtype_that_torch_gives(dtype, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_on_the_meta_device_shapes_go_through(method):
     with torch.device("meta"):
-        network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
-    localize(network, method=method, output="2", feedback_seed=None)
-    y = network(torch.empty(4, 3, device="meta"))
+        network, _ = converted(method)
+    y = network(torch.empty(4, 3, device="meta", dtype=torch.float64))
     y.sum().backward()
     assert y.shape == (4, 2) and all(p.grad.is_meta for p in network.parameters())
 
@@ -198,8 +203,8 @@ def test_an_export_has_the_values_and_is_refused_in_training_mode(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_module_can_be_sent_in_the_middle_of_a_pass(method):
-    network, _ = converted(method, nn.Sequential(Conv1D(5, 3), nn.Tanh(), nn.Linear(5, 2)).double())
-    network[:2](normal(4, 3))
+    network, _ = converted(method, with_conv1d())
+    network[:4](normal(4, 3))
     stored = io.BytesIO()
     torch.save(network, stored)
     stored.seek(0)
@@ -214,7 +219,7 @@ def test_a_module_can_be_sent_in_the_middle_of_a_pass(method):
 
 
 def test_the_class_of_a_converted_conv1d_is_found_by_its_name():
-    network, _ = converted("fa", nn.Sequential(Conv1D(5, 3), nn.Tanh(), nn.Linear(5, 2)))
+    network, _ = converted("fa", with_conv1d())
     assert type(network[0]) is convert_layers.ConvertedConv1D
     with pytest.raises(AttributeError, match="ConvertedConv2D"):
         _ = convert_layers.ConvertedConv2D
@@ -227,9 +232,9 @@ def test_threads_do_not_take_each_others_taps():
     found, meet = [None] * len(batches), threading.Barrier(len(batches))
 
     def work(i):
-        h = network[:2](batches[i])
+        h = network[:4](batches[i])
         meet.wait(30)
-        found[i] = gradients(network, network[2](h).square().sum())
+        found[i] = gradients(network, network[4](h).square().sum())
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
     for thread in threads:
@@ -246,18 +251,16 @@ def test_threads_do_not_take_each_others_taps():
 
 def test_a_replaced_output_names_the_layer_that_lost_its_error():
     network, _ = converted("dfa")
-    network[2] = nn.Linear(5, 4).double()
-    with pytest.raises(RuntimeError, match="layer '0': no error of the network's output reached it"):
+    network[4] = nn.Linear(4, 4).double()
+    with pytest.raises(RuntimeError, match="layer '2': no error of the network's output reached it"):
         network(normal(4, 3).requires_grad_(True)).sum().backward()
 
 
 def test_a_resized_output_names_itself_and_both_widths():
     network, _ = converted("dfa")
-    network[2].weight, network[2].bias = (
-        nn.Parameter(torch.randn(4, 5).double()),
-        nn.Parameter(torch.zeros(4).double()),
-    )
-    with pytest.raises(ValueError, match="width of the output '2'=4: was 2 when the module was localized"):
+    network[4].weight = nn.Parameter(torch.randn(4, 4).double())
+    network[4].bias = nn.Parameter(torch.zeros(4).double())
+    with pytest.raises(ValueError, match="width of the output '4'=4: was 2 when the module was localized"):
         network(normal(4, 3))
 
 
