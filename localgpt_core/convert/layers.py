@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from localgpt_core.common.validation import require
 from localgpt_core.convert.taps import Taps
+from localgpt_core.convert.upkeep import Upkeep
 from localgpt_core.layers.linear import LocalLayer, LocalLinear
 from localgpt_core.rules import RuleOptions
 
@@ -39,6 +40,7 @@ class Converted(LocalLayer):
         options: RuleOptions,
         key: tuple[int | str, ...],
         taps: Taps,
+        upkeep: Upkeep,
         is_output: bool,
         error_features: int | None,
     ) -> None:
@@ -47,7 +49,7 @@ class Converted(LocalLayer):
         vars(self).pop("_compiled_call_impl", None)
         self._buffers = dict(original._buffers)
         self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
-        self.place, self.taps = name, taps
+        self.place, self.taps, self.upkeep = name, taps, upkeep
         self.out_features, self.in_features = self.matrix.shape
         self._take_rule(options, is_output, error_features)
         if self.rule.buffer_name is not None:
@@ -60,6 +62,8 @@ class Converted(LocalLayer):
             return super().forward(x, taps)
         own: list[Tensor] = []
         y = super().forward(x, own)
+        if self.upkeep.owed and not self.exact and not torch.compiler.is_compiling():
+            self.upkeep.look(self, y)
         if own:
             self.taps.add(self.place, y, own)
         publishes = self.is_output and self.rule.error == "output" and y.requires_grad

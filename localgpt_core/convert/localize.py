@@ -10,14 +10,17 @@ Beyond the reach of a conversion is a weight that a module uses without calling 
 `Localized.exact` lists what is left as it was, and why.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
 from localgpt_core.convert.taps import Taps
+from localgpt_core.convert.upkeep import Upkeep
 from localgpt_core.layers.between_steps import align, mirror, mirrored
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import RULES, RuleOptions
@@ -35,6 +38,7 @@ class Localized:
         layers: The new layers by name; a layer with two names is there twice.
         exact: What stays as it was, by name, and why: linear layers, and matrices that a module uses itself.
         originals: The replaced layers, by name.
+        upkeep: Which calls between the steps have been made.
     """
 
     module: nn.Module
@@ -42,6 +46,7 @@ class Localized:
     layers: dict[str, LocalLayer]
     exact: dict[str, str]
     originals: dict[str, nn.Module]
+    upkeep: Upkeep
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -53,6 +58,7 @@ class Localized:
 
         Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only.
         """
+        self.upkeep.done("align_feedback")
         align(self._places(), *key)
 
     def parameters(self) -> Iterator[Tensor]:
@@ -70,7 +76,66 @@ class Localized:
 
     def mirror_gradients(self) -> None:
         """Hand the gradient of each weight to its feedback: after clipping, before the optimiser's step."""
+        self.upkeep.done("mirror_gradients")
         mirror(self._places())
+
+    def attach(self, optimizer: torch.optim.Optimizer, *key: int | str, step: int = 0) -> Callable[[], None]:
+        """Let ``optimizer`` do what a loop owes to the feedback: nothing else is to be called then.
+
+        The feedback of Kolen-Pollack enters the group of its weight and gets its gradient at the beginning
+        of every step, or after the step's closure; feedback that aligns does so now and after every step, for
+        the next one. Its draws depend on ``key``, the number of the step and the layer's name. An optimiser
+        that is wrapped (``.optimizer``, as accelerate does) is unwrapped.
+
+        Args:
+            optimizer: Any but LBFGS, made before or after `localize`.
+            key: Where the draws come from, a seed for instance.
+            step: Steps that were taken before, if the module goes on from what was stored after them: its
+                feedback is aligned for the next one already.
+
+        Returns:
+            A function that takes it back, but for the feedback in the groups.
+
+        Raises:
+            ValueError: If the optimiser holds no weight of these layers, or evaluates gradients itself.
+        """
+        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = optimizer.optimizer
+        kind = type(optimizer).__name__
+        allowed = "evaluates gradients within its step, where they cannot be mirrored"
+        require(not isinstance(optimizer, torch.optim.LBFGS), "optimizer", kind, allowed)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        allowed = "holds no weight of the layers that learn by the rule"
+        require(any(id(place.weight) in held for place in self._places()), "optimizer", kind, allowed)
+        for weight, feedback in self.mirrored():
+            for group in optimizer.param_groups:
+                if any(p is weight for p in group["params"]) and id(feedback) not in held:
+                    group["params"].append(feedback)
+        steps = itertools.count(step + 1)
+
+        def before_step(optimizer: object, args: tuple, options: dict) -> tuple[tuple, dict] | None:
+            closure = options.get("closure") or (args[1] if len(args) > 1 else None)
+            if closure is None:
+                self.mirror_gradients()
+                return None
+
+            def mirrored() -> object:
+                loss = closure()
+                self.mirror_gradients()
+                return loss
+
+            return args[:1], options | {"closure": mirrored}
+
+        def after_step(*args: object) -> None:
+            self.align_feedback(*key, next(steps))
+
+        if step == 0:
+            self.align_feedback(*key, 0)
+        hooks = [
+            optimizer.register_step_pre_hook(before_step),
+            optimizer.register_step_post_hook(after_step),
+        ]
+        return lambda: [hook.remove() for hook in hooks] and None
 
     def _places(self) -> list[LocalLayer]:
         return list(dict.fromkeys(self.layers.values()))
@@ -156,7 +221,7 @@ def localize(
     allowed = f"method={options.method!r} needs the name of the output layer: one of " + ", ".join(names)
     require(output is not None or rule.error != "output", "output", output, allowed)
 
-    taps = Taps()
+    taps, upkeep = Taps(), Upkeep(rule)
     error_features = None
     if output is not None:
         error_features = output_width(module.get_submodule(output))
@@ -165,15 +230,17 @@ def localize(
     for original, found in chosen.items():
         key = seed if options.feedback_seed is None else options.feedback_seed, "localize", found[0]
         is_output = output in found
-        layer = replacement(original)(original, found[0], options, key, taps, is_output, error_features)
+        layer = replacement(original)(
+            original, found[0], options, key, taps, upkeep, is_output, error_features
+        )
         for name in found:
             layers[name], originals[name] = layer, original
     for name, layer in layers.items():
         parent, attribute = _place(module, name)
         setattr(parent, attribute, layer)
-    localized = Localized(module, options, layers, exact, originals)
+    localized = Localized(module, options, layers, exact, originals, upkeep)
     for step in range(options.fa_grape_start):
-        localized.align_feedback(seed, "start", step)
+        align(dict.fromkeys(layers.values()), seed, "start", step)
     return localized
 
 

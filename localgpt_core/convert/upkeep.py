@@ -1,0 +1,67 @@
+"""What a training loop owes to feedback that moves, and a warning where it does not do it.
+
+Aligned feedback (GrAPE, the weight mirror) moves by `Localized.align_feedback`, mirrored feedback
+(Kolen-Pollack) by `Localized.mirror_gradients`. A loop that calls neither trains by feedback alignment and
+looks as if it did not. So the first layer that is trained is watched: if its weight has taken a step after a
+backward pass and a call that is owed was never made, one warning names it.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from localgpt_core.layers.linear import LocalLayer
+from localgpt_core.rules import LearningRule
+
+__all__ = ["Upkeep"]
+
+CALLS = {
+    "align_feedback": "localized.align_feedback(step) before every forward pass",
+    "mirror_gradients": "localized.mirror_gradients() before every step of the optimiser",
+}
+
+
+class Upkeep:
+    """The calls that a conversion by ``rule`` still waits for; shared by its layers.
+
+    Attributes:
+        owed: Names of the methods of `Localized` that have not been called yet.
+    """
+
+    def __init__(self, rule: LearningRule) -> None:
+        needs = {"align_feedback": rule.aligns == "layer", "mirror_gradients": rule.mirrors_gradient}
+        self.method = rule.options.method
+        self.owed = [name for name, needed in needs.items() if needed]
+        self.watched: str | None = None
+        self.before: Tensor | None = None
+        self.went_back = False
+
+    def done(self, call: str) -> None:
+        """Note that the loop has made ``call``."""
+        self.owed = [name for name in self.owed if name != call]
+
+    def look(self, layer: LocalLayer, y: Tensor) -> None:
+        """Look at a forward pass of ``layer`` that returned ``y``.
+
+        Warns:
+            UserWarning: Once, if a step was taken without a call that is owed.
+        """
+        if not self.owed or not (layer.training and y.requires_grad and layer.weight.requires_grad):
+            return
+        sample = layer.weight.detach().flatten()
+        sample = sample[:: max(1, len(sample) // 64)]
+        if self.watched is None:
+            self.watched, self.before = layer.place, sample.clone()
+            y.register_hook(self._note_backward)
+        elif self.watched == layer.place and self.went_back and not torch.equal(sample, self.before):
+            calls = " and ".join(CALLS[name] for name in self.owed)
+            self.owed = []
+            warnings.warn(
+                f"method={self.method!r}: the weights took a step while the feedback stayed behind, which "
+                f"is feedback alignment. Call {calls}, or localized.attach(optimizer) once",
+                stacklevel=2,
+            )
+
+    def _note_backward(self, grad: Tensor) -> None:
+        self.went_back = True
