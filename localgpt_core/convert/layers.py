@@ -62,7 +62,7 @@ class Converted(LocalLayer):
             return super().forward(x, taps)
         own: list[Tensor] = []
         y = super().forward(x, own)
-        if self.upkeep.owed and not self.exact and not torch.compiler.is_compiling():
+        if self.upkeep.owed and not (self.exact or self.probed or torch.compiler.is_compiling()):
             self.upkeep.look(self, y)
         if own:
             self.taps.add(self.place, y, own)

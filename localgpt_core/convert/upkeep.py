@@ -53,7 +53,7 @@ class Upkeep:
         sample = sample[:: max(1, len(sample) // 64)]
         if self.watched is None:
             self.watched, self.before = layer.place, sample.clone()
-            y.register_hook(self._note_backward)
+            layer.weight.register_post_accumulate_grad_hook(self._note_backward)
         elif self.watched == layer.place and self.went_back and not torch.equal(sample, self.before):
             calls = " and ".join(CALLS[name] for name in self.owed)
             self.owed = []
@@ -63,5 +63,5 @@ class Upkeep:
                 stacklevel=2,
             )
 
-    def _note_backward(self, grad: Tensor) -> None:
+    def _note_backward(self, weight: Tensor) -> None:
         self.went_back = True

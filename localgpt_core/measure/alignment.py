@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.modes import exact_derivatives
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.matrices.jacobian import mean_jacobians
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -95,15 +95,10 @@ def alignment(
         ValueError: If the model has no trained parameter, or unless exactly one of ``loss`` and the pair
             ``idx``, ``targets`` is given.
     """
-    given = [
-        name for name, value in (("idx", idx), ("targets", targets), ("loss", loss)) if value is not None
-    ]
-    allowed = "allowed are idx and targets, or loss alone"
-    require(given in (["idx", "targets"], ["loss"]), "given", given, allowed)
-    loss = loss or (lambda: model(idx, targets)[1])
+    loss = loss_of(model, idx, targets, loss)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        raise ValueError("model: has no parameter that requires a gradient")
+        raise Refusal("model: has no parameter that requires a gradient")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(seed)
         rule, stream, rule_errors = _gradients(model, loss, trained)
@@ -132,6 +127,18 @@ def alignment(
         descends=inner > 0,
         floor=floor,
     )
+
+
+def loss_of(
+    model: nn.Module, idx: Tensor | None, targets: Tensor | None, loss: Callable[[], Tensor] | None
+) -> Callable[[], Tensor]:
+    """Return ``loss``, or the loss in second place of ``model(idx, targets)``: exactly one must be given."""
+    given = [
+        name for name, value in (("idx", idx), ("targets", targets), ("loss", loss)) if value is not None
+    ]
+    allowed = "allowed are idx and targets, or loss alone"
+    require(given in (["idx", "targets"], ["loss"]), "given", given, allowed)
+    return loss or (lambda: model(idx, targets)[1])
 
 
 def _gradients(

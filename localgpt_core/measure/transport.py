@@ -23,9 +23,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from localgpt_core.common.modes import set_for_a_while
 from localgpt_core.common.seeds import generator, normal_like
+from localgpt_core.common.validation import require
 from localgpt_core.layers.linear import LocalLayer
-from localgpt_core.measure.alignment import alignment
+from localgpt_core.measure.alignment import alignment, loss_of
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -35,7 +37,13 @@ Reads = Literal["weight", "sign", "nothing", "silent"]
 Gradients = dict[str, Tensor | None]
 
 
-def weight_transport(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str, Reads]:
+def weight_transport(
+    model: nn.Module,
+    idx: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    loss: Callable[[], Tensor] | None = None,
+) -> dict[str, Reads]:
     """Return for each `LocalLayer` what the backward pass reads of its weight: the executable proof.
 
     ``"weight"``: some gradient of the model depends on its magnitudes, ``"sign"``: on its signs only,
@@ -43,26 +51,31 @@ def weight_transport(model: nn.Module, idx: Tensor, targets: Tensor) -> dict[str
     neither, and on no error from this layer, so that nothing is shown. That is so where the error at the
     layer is zero or absent (behind a gate at 0, say), or where no parameter below it is trained.
 
-    ``model(idx, targets)`` must return the loss in second place. The model is left as it was; run it on the
-    CPU, where equal computations give equal bits.
+    The loss is ``model(idx, targets)[1]``, or what ``loss()`` returns, which runs one forward pass of a
+    module with any signature. The model is left as it was; run it on the CPU, where equal computations give
+    equal bits.
+
+    Raises:
+        ValueError: Unless exactly one of ``loss`` and the pair ``idx``, ``targets`` is given.
     """
-    return {name: reads for name, (reads, _) in _readers(_Probe(model, idx, targets)).items()}
+    probe = _Probe(model, loss_of(model, idx, targets, loss))
+    return {name: reads for name, (reads, _) in _readers(probe).items()}
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """A model with one batch, and its gradients while nothing is replaced."""
+    """A model with the loss of one batch, and its gradients while nothing is replaced."""
 
     model: nn.Module
-    idx: Tensor
-    targets: Tensor
+    loss: Callable[[], Tensor]
 
     def gradients(self) -> Gradients:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        places = [module for module in self.model.modules() if isinstance(module, HoldsFeedback)]
+        probed = set_for_a_while(places, "probed", True)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), probed:
             torch.manual_seed(0)
-            loss = self.model(self.idx, self.targets)[1]
-            grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            grads = torch.autograd.grad(self.loss(), list(trained.values()), allow_unused=True)
         return dict(zip(trained, grads, strict=True))
 
 
@@ -190,21 +203,23 @@ def _carriers(probe: _Probe, before: Gradients) -> dict[str, list[str]]:
     return carriers
 
 
-def describe(model: LocalGPT) -> str:
+def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> str:
     """Return a table that says, for each parameter, which error trains it and which matrices that has passed.
 
-    Found out on a small random batch, as `weight_transport` does. The error is ``exact`` where direction and
+    Found out as `weight_transport` does, on a small random batch of a `LocalGPT`, or for another module by
+    ``loss()``, which runs one forward pass and returns the loss. The error is ``exact`` where direction and
     exact gradient agree, ``output`` where it came from the logits through a feedback matrix, ``local`` where
     it was handed down layer by layer, ``silent`` where none arrives or only rounding does (at most 8 eps
     of the model's largest exact gradient), ``none`` for a parameter that this configuration does not train.
     """
-    config = model.config
-    source = generator("describe")
-    idx = torch.randint(config.vocab_size, (2, min(config.block_size, 8)), generator=source, device="cpu")
-    idx = idx.to(next(model.parameters()).device)
-    targets = idx.flip(1)
-    measured = alignment(model, idx, targets)
-    probe = _Probe(model, idx, targets)
+    if loss is None:
+        require(isinstance(model, LocalGPT), "loss", loss, f"is needed for a {type(model).__name__}")
+        config, source = model.config, generator("describe")
+        idx = torch.randint(config.vocab_size, (2, min(config.block_size, 8)), generator=source, device="cpu")
+        idx = idx.to(next(model.parameters()).device)
+        loss = loss_of(model, idx, idx.flip(1), None)
+    measured = alignment(model, loss=loss)
+    probe = _Probe(model, loss)
     before = probe.gradients()
     arrives = {name for name, g in before.items() if g is not None and g.norm() > measured.floor}
     output = {

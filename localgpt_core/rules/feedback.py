@@ -38,6 +38,7 @@ class HoldsFeedback(MaybeExact):
         tap_features: Width V of the taps, None where the rule uses the local error.
         matrix: The weight (out x in) that the feedback stands in for; None where there is none.
         place: Its own part of every key that its random draws come from, and its name in messages.
+        probed: Whether a measurement runs the module, whose passes are no training then.
         before_step: Entries of weight and feedback before a step that is to move both, or None.
         seen_moving: Which weight and feedback have been seen to move together, or None.
     """
@@ -47,6 +48,7 @@ class HoldsFeedback(MaybeExact):
     tap_features: int | None
     matrix: Tensor | None = None
     place: int | str = 0
+    probed: bool = False
     before_step: tuple[Tensor, Tensor] | None = None
     seen_moving: tuple[int, int] | None = None
 

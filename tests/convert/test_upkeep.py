@@ -9,7 +9,7 @@ from cases import normal
 from modules import CASES
 from torch import nn
 
-from localgpt_core import localize
+from localgpt_core import localize, weight_transport
 
 MOVING = {
     "kp": {"method": "kp"},
@@ -96,6 +96,7 @@ def test_a_right_loop_is_told_nothing(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module(normal(2, 3)).sum().backward()  # a look before the training
+        weight_transport(module, loss=lambda: module(normal(2, 3)).square().sum())
         train(
             module,
             adam([p for p in localized.parameters() if p.requires_grad or p.grad_fn is None]),
