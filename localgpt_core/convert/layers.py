@@ -17,6 +17,8 @@ from torch.nn.parameter import UninitializedParameter
 from localgpt_core.common.validation import require
 from localgpt_core.convert.taps import Taps
 from localgpt_core.convert.upkeep import Upkeep
+from localgpt_core.layers import convolution
+from localgpt_core.layers.convolution import LocalConv2d
 from localgpt_core.layers.linear import LocalLayer, LocalLinear
 from localgpt_core.rules import RuleOptions
 
@@ -26,6 +28,7 @@ FILTERED = "left out by the filter"
 UNCALLED = "nn.MultiheadAttention uses its weight without calling it"
 OWN_FORWARD = "has a forward pass of its own"
 NO_WEIGHT = "its weight is computed from other parameters, or not there yet"
+IN_AN_IMAGE = "a convolution has no token for each of the output's errors"
 QUANTISED = "is quantised: it has no weight that could learn"
 COMPILED = "torch.compile holds it alone and would go on calling the original: localize first, then compile"
 
@@ -50,7 +53,7 @@ class Converted(LocalLayer):
         self._buffers = dict(original._buffers)
         self._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
         self.place, self.taps, self.upkeep = name, taps, upkeep
-        self.out_features, self.in_features = self.matrix.shape
+        self.out_features, self.in_features = self.oriented(self.weight).shape
         self._take_rule(options, is_output, error_features)
         if self.rule.buffer_name is not None:
             self.register_buffer(self.rule.buffer_name, None)
@@ -72,6 +75,10 @@ class Converted(LocalLayer):
 
 class ConvertedLinear(Converted, LocalLinear):
     """In the place of ``nn.Linear``."""
+
+
+class ConvertedConv2d(Converted, LocalConv2d):
+    """In the place of ``nn.Conv2d``."""
 
 
 @cache
@@ -99,7 +106,10 @@ def __getattr__(name: str) -> type[Converted]:
 
 def _linear_kinds() -> dict[type[nn.Module], Callable[[], type[Converted]]]:
     """Return what can be replaced by what. Where transformers is not imported, nobody has a Conv1D."""
-    kinds: dict[type[nn.Module], Callable[[], type[Converted]]] = {nn.Linear: lambda: ConvertedLinear}
+    kinds: dict[type[nn.Module], Callable[[], type[Converted]]] = {
+        nn.Linear: lambda: ConvertedLinear,
+        nn.Conv2d: lambda: ConvertedConv2d,
+    }
     utils = sys.modules.get("transformers.pytorch_utils")
     if utils is not None:
         kinds[utils.Conv1D] = _converted_conv1d
@@ -117,11 +127,17 @@ def replacement(layer: nn.Module) -> type[Converted]:
 
 def output_width(layer: nn.Module) -> int:
     """Return the width of the output of a layer that can be replaced."""
-    return layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1]
+    return layer.weight.shape[0 if isinstance(layer, nn.Linear | nn.Conv2d) else 1]
 
 
-def _obstacle(name: str, child: nn.Module, attentions: list[str], compiled: list[str]) -> str | None:
-    """Return why a linear layer cannot be replaced; None if it can."""
+def _obstacle(
+    name: str, child: nn.Module, attentions: list[str], compiled: list[str], direct: bool
+) -> str | None:
+    """Return why a layer cannot be replaced; None if it can."""
+    if isinstance(child, nn.Conv2d):
+        problem = IN_AN_IMAGE if direct else convolution.obstacle(child)
+        if problem is not None:
+            return problem
     if any(name.startswith(attention) for attention in attentions):
         return UNCALLED
     if any(name == f"{holder}_orig_mod" for holder in compiled):
@@ -138,9 +154,12 @@ def _is_quantised(child: nn.Module) -> bool:
 
 
 def choose(
-    module: nn.Module, filter: Callable[[str, nn.Module], bool] | None
+    module: nn.Module, filter: Callable[[str, nn.Module], bool] | None, direct: bool
 ) -> tuple[dict[nn.Module, list[str]], dict[str, str]]:
-    """Return the layers to replace with their names, and what stays exact with the reason."""
+    """Return the layers to replace with their names, and what stays exact with the reason.
+
+    ``direct`` says whether the rule uses the output's error.
+    """
     every: dict[nn.Module, list[str]] = {}
     for name, child in module.named_modules(remove_duplicate=False):
         every.setdefault(child, []).append(name)
@@ -168,7 +187,7 @@ def choose(
                 words = f"a parameter that {type(child).__name__} uses itself"
                 exact |= {f"{names[0]}.{name}".lstrip("."): words for name in own}
         else:
-            obstacles = [_obstacle(name, child, attentions, compiled) for name in names]
+            obstacles = [_obstacle(name, child, attentions, compiled, direct) for name in names]
             obstacle = next((words for words in obstacles if words), None if wanted else FILTERED)
             if obstacle is None:
                 chosen[child] = names

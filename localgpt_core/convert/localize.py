@@ -180,9 +180,9 @@ def localize(
 ) -> Localized:
     """Replace the linear layers of ``module``, in place, by layers that learn by a rule.
 
-    These are ``nn.Linear`` and transformers' ``Conv1D``. Values of the forward pass, parameters and torch's
-    random state stay as they are. Give the optimiser `Localized.parameters`; one made before has the same
-    parameters, but not the feedback of Kolen-Pollack.
+    These are ``nn.Linear``, transformers' ``Conv1D`` and, for a rule with a local error, ``nn.Conv2d``.
+    Values of the forward pass, parameters and torch's random state stay as they are. An optimiser made before
+    stays valid, but for the feedback of Kolen-Pollack, which `Localized.attach` gives it.
 
     Args:
         module: Any module that holds linear layers.
@@ -213,7 +213,7 @@ def localize(
     rule = RULES[options.method](options)
     allowed = "needs a forward pass of the whole network in forward mode, which only LocalGPT offers"
     require(rule.aligns != "network", "fa_grape", options.fa_grape, f"method={options.method!r} {allowed}")
-    chosen, exact = choose(module, filter)
+    chosen, exact = choose(module, filter, rule.error == "output")
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
     require(bool(names), "module", type(module).__name__, why_nothing(module, exact))
     if output is not None:

@@ -14,6 +14,7 @@ from localgpt_core.layers.bottlenecks import (
     keep_winners,
     quantised,
 )
+from localgpt_core.layers.convolution import LocalConv2d, LocalConv2dFunction
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.kmeans import spherical_kmeans
 from localgpt_core.layers.linear import LocalLayer, LocalLinear, LocalLinearFunction, publish_error
@@ -47,6 +48,8 @@ __all__ = [
     "HardTopK",
     "LayerNormProjectedSurrogate",
     "LayerNormSTE",
+    "LocalConv2d",
+    "LocalConv2dFunction",
     "LocalLayer",
     "LocalLinear",
     "LocalLinearFunction",

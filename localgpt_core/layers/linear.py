@@ -153,6 +153,11 @@ class LocalLayer(HoldsFeedback):
         return self.oriented(self.weight)
 
     @property
+    def operand(self) -> Tensor:
+        """The weight as the forward pass takes it."""
+        return self.matrix
+
+    @property
     def feedback_like(self) -> Tensor:
         """The weight as a matrix."""
         return self.matrix
@@ -167,9 +172,9 @@ class LocalLayer(HoldsFeedback):
             ValueError: If the rule needs ``taps`` and there are none; if the layer is traced or exported in
                 training mode; if forward mode asks for a derivative that the rule does not have.
         """
-        weight, bias = self.matrix, self.bias
+        weight, bias = self.operand, self.bias
         if self.exact or not torch.is_grad_enabled() or self._replayed(x, weight):
-            return functional.linear(x, weight, bias)
+            return self.plain(x, weight, bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
         dtype = autocast_dtype(x)
@@ -179,12 +184,20 @@ class LocalLayer(HoldsFeedback):
             x, weight, bias = (
                 t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
             )
-        y, tap = LocalLinearFunction.apply(
-            x, weight, bias, self.buffer, self.rule, self.tap_features, self.place
-        )
+        y, tap = self.ruled(x, weight, bias)
         if tap is not None:
             taps.append(tap)
         return y
+
+    def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return y by torch's own operation."""
+        return functional.linear(x, weight, bias)
+
+    def ruled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return y, whose backward pass is the rule's, and the tap of a rule that uses the output's error."""
+        return LocalLinearFunction.apply(
+            x, weight, bias, self.buffer, self.rule, self.tap_features, self.place
+        )
 
     def _replayed(self, x: Tensor, weight: Tensor) -> bool:
         """Return whether the operations are recorded to be derived by torch itself, who knows no rule."""

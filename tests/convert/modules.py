@@ -102,6 +102,21 @@ class ViT(nn.Module):
         return self.head(h[:, 0] if self.pooled else h)
 
 
+class CNN(nn.Module):
+    """Convolutions with stride, padding, dilation and groups, pooled into a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1), groups=2)
+        self.odd = nn.Conv2d(6, 5, 3, padding="same", padding_mode="reflect", bias=False)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x):
+        h = torch.relu_(self.second(torch.relu_(self.first(x))))
+        return self.head(torch.tanh(self.odd(h)).mean(dim=(2, 3)))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -217,6 +232,7 @@ CASES: dict[str, Case] = {
     "mlp": Case("Plain MLP, ReLU in place", MLP),
     "vit": Case("Small ViT, a head at every token", partial(ViT, False), inputs=images),
     "vit-pooled": Case("Small ViT, a head at the class token", partial(ViT, True), inputs=images),
+    "cnn": Case("CNN with strides, dilation and groups", CNN, inputs=images),
     "mixer": Case("MLP-Mixer", Mixer),
     "lstm": Case("LSTM with an MLP", Recurrent),
     "gpt2": Case("GPT-2 of transformers (Conv1D, tied head)", gpt2, "lm.lm_head", lambda: TOKENS),
@@ -247,6 +263,25 @@ def run(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", ""): p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+def by_patches(x: Tensor, child: nn.Conv2d, layer: nn.Module, method: str) -> Tensor:
+    """Return the convolution as a linear layer on the patches of each group, whose derivative is the rule."""
+    weight = child.weight.flatten(1)
+    feedback = weight.detach() if method == "bp" else layer.buffer
+    if method == "sign_sym":
+        feedback = layer.buffer * weight.detach().sign()
+    patches = functional.unfold(x, child.kernel_size, child.dilation, child.padding, child.stride).mT
+    rows = zip(
+        patches.chunk(child.groups, dim=-1),
+        weight.chunk(child.groups),
+        feedback.chunk(child.groups),
+        strict=True,
+    )
+    y = torch.cat([p.detach() @ w.T + (p - p.detach()) @ f.T for p, w, f in rows], dim=-1) + child.bias
+    reach = child.dilation[0] * (child.kernel_size[0] - 1)
+    height = (x.shape[2] + 2 * child.padding[0] - reach - 1) // child.stride[0] + 1
+    return y.mT.unflatten(2, (height, -1))
+
+
 def twin_gradients(case: Case, method: str, model: nn.Module, layers: list[nn.Module], output: str) -> dict:
     """Return the gradients of an unconverted twin: plain operations whose derivative is the rule."""
     names = {layer: name.replace("_orig_mod.", "") for name, layer in model.named_modules()}
@@ -259,6 +294,8 @@ def twin_gradients(case: Case, method: str, model: nn.Module, layers: list[nn.Mo
         child = twin.get_submodule(names[layer])
 
         def forward(x, child=child, layer=layer):
+            if isinstance(child, nn.Conv2d):
+                return by_patches(x, child, layer, method)
             weight = child.weight.T if type(child).__name__ == "Conv1D" else child.weight
             bias = 0.0 if child.bias is None else child.bias
             feedback = weight.detach() if method == "bp" else layer.buffer
@@ -345,12 +382,19 @@ def rows(name: str) -> tuple[str, list[str]]:
     case, cells, notes, exact = CASES[name], [], {}, {}
     for method in RULES:
         outcome, kept = try_out_on_two_ranks(method) if name == "ddp" else try_out(case, method)
-        exact = exact or kept
+        for layer, words in kept.items():
+            exact.setdefault(f"`{layer}` ({words})", []).append(f"`{method}`")
         cells.append("right" if outcome == "right" else "refused")
         if outcome != "right":
             notes.setdefault(re.sub(r"\s+", " ", outcome), []).append(f"`{method}`")
-    kept = "; ".join(f"`{name}` ({words})" for name, words in exact.items())
-    lines = [f"- {case.title}: {kept}."] if exact else []
+    right = cells.count("right")
+    always = "; ".join(layer for layer, methods in exact.items() if len(methods) == right)
+    lines = [f"- {case.title}: {always}."] if always else []
+    lines += [
+        f"- {case.title}, under {', '.join(methods)}: {layer}."
+        for layer, methods in exact.items()
+        if len(methods) < right
+    ]
     lines += [
         f"- {case.title}, under {', '.join(methods)}: *{message}*" for message, methods in notes.items()
     ]

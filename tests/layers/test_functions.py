@@ -14,7 +14,7 @@ from localgpt_core import HardTopK, LayerNormProjectedSurrogate, LayerNormSTE, L
 from localgpt_core import SoftmaxValueMixLocalFn as SoftmaxValueMix
 from localgpt_core.common import exact_derivatives
 from localgpt_core.common.functions import LocalFunction
-from localgpt_core.layers import FeedbackPoint, VQResidualDir, publish_error
+from localgpt_core.layers import FeedbackPoint, LocalConv2d, VQResidualDir, publish_error
 from localgpt_core.layers.surrogates import GELUSTE, GELUStepSurrogate, SigmoidSTE, StraightThrough
 
 B, T, S, C, D, V = 2, 3, 4, 6, 5, 7
@@ -50,6 +50,16 @@ def linear(method):
     return function, (x(B, T, C), x(D, C, seed=1), x(D, seed=2))
 
 
+def convolution(method):
+    layer = LocalConv2d(2, 4, 2, (1, 2), 1, groups=2, options=RuleOptions(method=method)).double()
+    layer.reset_feedback(1)
+
+    def function(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+
+    return function, (x(B, 2, 3, 4), x(4, 1, 2, 2, seed=1), x(4, seed=2))
+
+
 def point(norm):
     place = FeedbackPoint(C, C, RuleOptions(method="dfa", feedback_seed=1), norm).double()
 
@@ -63,6 +73,10 @@ def point(norm):
 def norm(mode):
     layer = LayerNormProjectedSurrogate(C, mode).double()
     return lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias_param": b}, (x,))
+
+
+def plain_convolution(x, weight, bias):
+    return functional.conv2d(x, weight, bias, (1, 2), 1, groups=2)
 
 
 # For each Function, uses of it with inputs, by name; and those whose second derivative it refuses.
@@ -87,6 +101,7 @@ CASES = {
         "all": (lambda x: HardTopK.apply(x, C), (x(),)),
     },
     "_NearestDirection": {"": (VQResidualDir(C, 11).double(), (x(),))},
+    "LocalConv2dFunction": {method: convolution(method) for method in ("bp", "fa", "sign_sym", "kp")},
     "LocalLinearFunction": {method: linear(method) for method in ("bp", "fa", "dfa", "sign_sym", "kp")},
     "_PublishError": {"": (lambda x: publish_error(x, [x * 0]), (x(),))},
     "_FeedbackPointFunction": {"": (point(False), (x(),)), "norm": (point(True), (x(),))},
@@ -123,14 +138,13 @@ def test_a_second_derivative_is_right_or_refused_by_name(use):
 def test_forward_mode_is_right_or_refused_by_name(use):
     name, function, inputs = USES[use]
     tangents = tuple(torch.ones_like(t) for t in inputs)
-    if use == "LocalLinearFunction-bp":
-        assert torch.equal(
-            torch.func.jvp(function, inputs, tangents)[1],
-            torch.func.jvp(functional.linear, inputs, tangents)[1],
-        )
+    if use.endswith("Function-bp"):
+        plain = functional.linear if "Linear" in use else plain_convolution
+        actual, expected = (torch.func.jvp(f, inputs, tangents)[1] for f in (function, plain))
+        assert torch.equal(actual, expected)
         return
     error, words = NotImplementedError, f"{name} has a backward pass only: no forward mode"
-    if name == "LocalLinearFunction":
+    if name in ("LocalLinearFunction", "LocalConv2dFunction"):
         error, words = ValueError, "is about the backward pass and has no derivative in forward mode"
     elif name == "_PublishError":  # meant for layers that have refused already
         words = "jvp"
