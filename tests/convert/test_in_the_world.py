@@ -289,3 +289,27 @@ def test_a_layer_by_itself_says_which_one_it_is():
     layer.place = "mlp.fc"
     with pytest.raises(RuntimeError, match="layer 'mlp.fc': no error of the network's output"):
         layer(torch.randn(2, 3, requires_grad=True), []).sum().backward()
+
+
+# ------------------------------------------------------------ files of transformers
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_saved_by_transformers_the_feedback_comes_back_from_the_file(tmp_path):
+    """As the page "What localize can do" says: from_pretrained, localize, load the file once more."""
+    from safetensors.torch import load_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 6, "n_positions": 8, "vocab_size": 5}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    localized = localize(model, method="kp", seed=3)
+    for layer in localized.layers.values():
+        layer.buffer.add_(1.0)  # what training has made of it
+    model.save_pretrained(tmp_path)
+    loaded = GPT2LMHeadModel.from_pretrained(tmp_path)
+    again = localize(loaded, method="kp", seed=3)
+    missing, unexpected = loaded.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied, and written once
+    for name, layer in localized.layers.items():
+        assert torch.equal(again.layers[name].buffer, layer.buffer), name
+        assert torch.equal(again.layers[name].weight, layer.weight)
