@@ -418,8 +418,8 @@ FOOT = """
 the weight mirror). A loop that neither attaches nor calls what it owes is told so, once.
 
 The feedback is in the `state_dict` beside the weights, and so in what `save_pretrained` of transformers
-writes. `from_pretrained` builds the model without it: call `localize` with the same arguments and load the file once
-more, `model.load_state_dict(load_file("model.safetensors"), strict=False)`.
+writes. `from_pretrained` builds the model without it: call `localize` with the same arguments and load the
+file once more, `model.load_state_dict(load_file("model.safetensors"), strict=False)`.
 
 ## What stays exact, and what the refusals say
 
