@@ -58,7 +58,8 @@ class LocalConv2dFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             matrix = None if weight is None else weight.flatten(1)
             feedback = ctx.rule.feedback(matrix, buffer).to(grad_output.dtype).reshape(ctx.shape)
-            grad_input = conv2d_input(x.shape, feedback, grad_output, *ctx.geometry)
+            sent = ctx.rule.signal(grad_output.movedim(1, -1)).movedim(-1, 1)
+            grad_input = conv2d_input(x.shape, feedback, sent, *ctx.geometry)
         if ctx.needs_input_grad[1]:
             grad_weight = conv2d_weight(x, ctx.shape, grad_output, *ctx.geometry)
         if ctx.needs_input_grad[2]:

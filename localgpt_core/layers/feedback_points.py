@@ -51,7 +51,7 @@ class _FeedbackPointFunction(LocalFunction):
         if tap_error is None:
             raise missing_error(ctx.place)
         (buffer,) = ctx.saved_tensors
-        grad_entry = tap_error @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
+        grad_entry = ctx.rule.signal(tap_error) @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
         return None, grad_entry, None, None, None, None
 
 

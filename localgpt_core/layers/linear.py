@@ -7,7 +7,8 @@ Shapes: x (..., in), W (out x in), y = x W^T + b (..., out), feedback F (error_f
                grad_bias   = sum over N of grad_output
                grad_input  = error @ F                       (N, error_features) @ (error_features, in)
 
-What error and F are is the rule's business (`localgpt_core.rules`). A rule that does not read the weight in
+What error and F are, and what of the error is sent (all of it, unless the rule says otherwise), is the
+rule's business (`localgpt_core.rules`). A rule that does not read the weight in
 the backward pass does not have it there: it is not saved, and no product with it is computed.
 
 **How the output's error reaches a layer.** A layer whose rule uses it returns, beside y, a *tap*: a tensor of
@@ -83,7 +84,7 @@ class LocalLinearFunction(torch.autograd.Function):
             error = tap_error if ctx.has_tap else grad_output
             if error is None:
                 raise missing_error(ctx.place)
-            grad_input = error @ ctx.rule.feedback(weight, buffer).to(error.dtype)
+            grad_input = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
         if grad_output is not None:
             rows = grad_output.reshape(-1, grad_output.shape[-1])
             if ctx.needs_input_grad[1]:

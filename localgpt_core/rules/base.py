@@ -7,11 +7,12 @@ Every rule of this package trains a linear layer ``y = x W^T + b`` with the same
 
 and differs only in the error that the layer hands to the layer below,
 
-    grad_input = error @ feedback
+    grad_input = signal(error) @ feedback
 
-A rule answers three questions: which error (the gradient that arrives at the layer's output, or the error at
-the output of the whole network), which feedback matrix, and how that matrix moves. It never sees an autograd
-graph: `localgpt_core.layers.linear` owns the one autograd Function that asks these questions.
+where the signal is the error itself unless a rule sends less. A rule answers three questions: which error
+(the gradient that arrives at the layer's output, or the error at the output of the whole network), which
+feedback matrix, and how that matrix moves. It never sees an autograd graph: `localgpt_core.layers.linear`
+owns the one autograd Function that asks these questions.
 
 A new rule is one file that subclasses `LearningRule`, one line in ``rules/__init__.py`` and one test file.
 """
@@ -196,6 +197,10 @@ class LearningRule:
         ``weight`` is None unless ``transports`` says that the rule reads it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define its feedback")
+
+    def signal(self, error: Tensor) -> Tensor:
+        """Return what is sent back of ``error`` (..., error_features), in its shape: all of it."""
+        return error
 
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
