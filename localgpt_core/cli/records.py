@@ -1,7 +1,6 @@
 """The commands that work on suites and records: run, table, verify, export, import."""
 
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -141,8 +140,10 @@ def verify(
     recorded = found[matching[0]]
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
+    text = load_corpus(corpus or spec.corpus)
+    spec.require_corpus(text)
     with progress(spec.train.steps, f"verify {recorded.digest}") as report:
-        again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
+        again, _ = execute(spec, text, replace(settings, report=report))
     if again is None:
         raise typer.Exit(130)
     verdict = judge(recorded, again, tolerance)
@@ -178,17 +179,25 @@ def import_records(
         from localgpt_core.experiments.records import import_bundle
 
     require_writable("records", records / "record.json")
+    _require_a_record(bundle)
     written = import_bundle(bundle, records, say)
-    if not written:
-        require(_has_a_record(bundle), "bundle", str(bundle), "has no line that is a record")
     tell(f"{len(written)} new records below {records}")
 
 
-def _has_a_record(bundle: Path) -> bool:
+def _require_a_record(bundle: Path) -> None:
+    """Refuse a file that is no bundle at all before each of its lines is refused."""
     from localgpt_core.experiments.records import RunRecord
 
-    for line in bundle.read_text(encoding="utf-8-sig").split("\n"):
-        with suppress(ValueError, TypeError, AttributeError):
+    try:
+        lines = bundle.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return  # which `import_bundle` refuses
+    problems = []
+    for line in lines:
+        try:
             RunRecord.from_json(line)
-            return True
-    return False
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(error)
+        else:
+            return
+    require(False, "bundle", str(bundle), f"has no line that is a record; the first one {problems[0]}")

@@ -93,7 +93,10 @@ def train(
     for spec in todo:
         if len(specs) > 1:
             tell(f"{_title(spec)}:")
-        failed |= not _one(spec, text, settings, preset, out)
+        done = _one(
+            spec, text, settings, preset, out, "--resume instead of --overwrite" if overwrite else "--resume"
+        )
+        failed |= not done
     if failed:
         raise typer.Exit(1)
 
@@ -112,7 +115,7 @@ def _title(spec: RunSpec) -> str:
     return f"{spec.model.method} seed {spec.seed}"
 
 
-def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: Path) -> bool:
+def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: Path, to_go_on: str) -> bool:
     """Make one run and say what came out; return whether it finished."""
     from localgpt_core.experiments.execution import execute, steps_done
 
@@ -123,7 +126,7 @@ def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: P
         record, result = execute(spec, text, settings, arm=spec.model.method, preset=preset, out=out)
     if record is None:
         tell(f"interrupted after step {result.steps_done}; checkpoint: {checkpoint}")
-        tell("the same command with --resume instead of --overwrite goes on")
+        tell(f"the same command with {to_go_on} goes on")
         raise typer.Exit(130)
     path = record.write(out)
     if record.status != "finished":

@@ -101,7 +101,8 @@ def _is_over(spec: RunSpec, checkpoint: Path, path: Path) -> bool:
         load_checkpoint(checkpoint).require_same_run(spec.model, spec.train, spec.corpus_sha256)
     record = _finished(path)
     # One that was interrupted while it wrote its sample has a record already.
-    return bool(record and record.sample) and steps_done(checkpoint) in (0, spec.train.steps)
+    whole = not checkpoint.is_file() or steps_done(checkpoint) == spec.train.steps
+    return whole and record is not None and record.sample != ""
 
 
 def _finished(path: Path) -> RunRecord | None:
@@ -137,8 +138,7 @@ def execute(
             ``LOCALGPT_COMMIT``, or where ``out`` cannot be written; before anything is trained.
         OSError: If a file cannot be written once the run is over.
     """
-    allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
-    require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
+    spec.require_corpus(corpus)
     settings = RunSettings.given(settings, fields)
     settings.prepare()
     if out is not None:
