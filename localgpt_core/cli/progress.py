@@ -12,7 +12,7 @@ from localgpt_core.cli.streams import Steady, say
 if TYPE_CHECKING:
     from localgpt_core.training.settings import Report
 
-__all__ = ["progress"]
+__all__ = ["announced", "progress"]
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 # What a narrow terminal has no room for is cut off at the right: the title, not the losses.
@@ -23,11 +23,11 @@ NARROW, NARROW_BAR = 90, "{n_fmt}/{total_fmt} {desc}"
 def progress(steps: int, title: str, done: int = 0) -> Iterator[Report]:
     """Yield the ``report`` of a run of ``steps`` steps, ``done`` of them before it was resumed.
 
-    Both kinds of output go to stderr. Until something is measured, the run is shown as evaluating.
+    Both kinds of output go to stderr. The first thing shown is that the run evaluates, or goes on.
     """
     stream = None if sys.stderr is None else Steady(sys.stderr)
     if stream is None or not stream.isatty():
-        say(f"{title}: evaluating at step {done}/{steps}")
+        say(f"{title}: {'goes on from' if done else 'evaluating at'} step {done}/{steps}")
         yield _lines(steps, title)
         return
     from tqdm import tqdm
@@ -45,8 +45,15 @@ def progress(steps: int, title: str, done: int = 0) -> Iterator[Report]:
             bar.bar_format = NARROW_BAR if narrow else BAR
             bar.set_description_str(f"{news} {title}" if narrow else f"{title}: {news}")
 
-        draw("evaluating")
+        draw("goes on" if done else "evaluating")
         yield show
+
+
+@contextmanager
+def announced(steps: int, title: str, done: int = 0) -> Iterator[None]:
+    """Say that a run starts, and nothing more: one of several side by side."""
+    say(f"{title}: {'goes on from' if done else 'starts at'} step {done}/{steps}")
+    yield
 
 
 def _lines(steps: int, title: str) -> Report:

@@ -17,7 +17,7 @@ from localgpt_core.cli.options import (
     say,
     text_of,
 )
-from localgpt_core.cli.progress import progress
+from localgpt_core.cli.progress import announced, progress
 from localgpt_core.cli.streams import starting, tell
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import require, require_integer
@@ -72,7 +72,7 @@ def run(
     if not only:  # runs side by side are asked for one by one, and need not all say it
         text_of(corpus or plan.corpus, text)
     folder = out or records / plan.name
-    show = progress if jobs == 1 and not only else None
+    show = announced if only else progress  # runs side by side are asked for one by one
     suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus, show)
     outcome = suite_run.make(jobs, say, only or ())
     if only:

@@ -150,7 +150,6 @@ class SuiteRun:
         if every and not set(range(0, step, every)) <= set(measured):
             say(f"checkpoint {path} lacks diagnostics that are now asked for; {_title(run)} starts again")
             return None
-        say(f"{_title(run)}: goes on from step {step}")
         return step
 
     def all(self, jobs: int, say: Say) -> bool:
@@ -215,7 +214,6 @@ class SuiteRun:
                     outcomes.append("out_of_time")
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    say(f"{_title(run)}: started")
                     running.append((run, self._stamp(run), time.monotonic(), self._start(run)))
                 time.sleep(POLL_S)
                 for entry in list(running):

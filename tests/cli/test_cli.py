@@ -134,7 +134,7 @@ def test_an_interrupted_training_goes_on_with_resume(cli, monkeypatch):
     )
     assert "Traceback" not in err
     status, out, err = cli("train", *options, "--resume")
-    assert status == 0 and "step 0/6" not in err and err.startswith("fa seed 1: evaluating at step 4/6\n")
+    assert status == 0 and "step 0/6" not in err and err.startswith("fa seed 1: goes on from step 4/6\n")
     cli("train", *options, "--out", "whole")
     (resumed,), (whole,) = (load_records(folder).values() for folder in ("runs", "whole"))
     assert resumed.curves == whole.curves and resumed.sample == whole.sample
@@ -277,7 +277,7 @@ def test_several_seeds_are_several_runs_and_records(cli, monkeypatch):
     assert status == 130 and len(list(Path("runs").iterdir())) == 1
     status, out, err = cli("train", *TOY, "--seeds", "3,2,1", "--resume")
     assert status == 0 and re.findall(r"(?m)^bp seed (\d):$", out) == ["3", "2", "1"]
-    assert err.startswith("bp seed 3: evaluating at step 4/6\n")
+    assert err.startswith("bp seed 3: goes on from step 4/6\n")
     records = load_records("runs")
     assert sorted(record.seed for record in records.values()) == [1, 2, 3]
     assert records[alone.digest].curves == alone.curves and out.count("record: ") == 3
@@ -363,7 +363,7 @@ def test_run_makes_the_run_that_is_asked_for(cli):
     cli("run", "suite.toml", "--records", "all")
     first, second = sorted(path.stem for path in Path("all/suite").iterdir())
     status, out, err = cli("run", "suite.toml", "--records", "some", "--out", "some/here", "--only", second)
-    assert (status, out) == (0, "")
+    assert (status, out) == (0, "") and f"[{second}]: starts at step 0/4\n" in err
     assert [path.name for path in Path("some/here").iterdir()] == [f"{second}.json"]
     status, out, err = cli("run", "suite.toml", "--only", "0" * 16)
     assert status == 2 and f"only='{'0' * 16}': suite suite has " in err and first in err and second in err
@@ -694,7 +694,7 @@ def assert_refused(outcome, fragments):
     assert [
         line
         for line in lines
-        if not re.match(r"\w+ seed \d+: (step|evaluating) |\w+: \d+ runs to make", line)
+        if not re.match(r"\w+ seed \d+: (step|evaluating|goes) |\w+: \d+ runs to make", line)
     ] == [lines[-1]]
     assert [part for part in fragments if part.lower() not in lines[-1].lower()] == [], lines[-1]
 
