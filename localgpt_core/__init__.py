@@ -7,23 +7,60 @@
 'finished'
 """
 
-from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.convert.localize import Localized, localize
-from localgpt_core.corpus.corpus import Corpus, load_corpus
-from localgpt_core.experiments.records import RunRecord, load_records
-from localgpt_core.experiments.specs import RunSpec
-from localgpt_core.layers.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
-from localgpt_core.layers.linear import LocalLinear
-from localgpt_core.layers.norms import LayerNormProjectedSurrogate, LayerNormSTE
-from localgpt_core.layers.surrogates import GELUSTE, SigmoidSTE, SoftmaxValueMixLocalFn
-from localgpt_core.measure.alignment import alignment
-from localgpt_core.measure.transport import describe, weight_transport
-from localgpt_core.model.gpt import LocalGPT
+from typing import TYPE_CHECKING
+
+from localgpt_core.common.lazy import lazy_names
 from localgpt_core.moved import find_moved_modules
-from localgpt_core.rules import RULES, LearningRule, RuleOptions
-from localgpt_core.training.loop import TrainResult, train
+
+if TYPE_CHECKING:
+    from localgpt_core.config import LocalGPTConfig, TrainConfig
+    from localgpt_core.convert.localize import Localized, localize
+    from localgpt_core.corpus.corpus import Corpus, load_corpus
+    from localgpt_core.experiments.records import RunRecord, load_records
+    from localgpt_core.experiments.specs import RunSpec
+    from localgpt_core.layers.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
+    from localgpt_core.layers.linear import LocalLinear
+    from localgpt_core.layers.norms import LayerNormProjectedSurrogate, LayerNormSTE
+    from localgpt_core.layers.surrogates import GELUSTE, SigmoidSTE, SoftmaxValueMixLocalFn
+    from localgpt_core.measure.alignment import alignment
+    from localgpt_core.measure.transport import describe, weight_transport
+    from localgpt_core.model.gpt import LocalGPT
+    from localgpt_core.rules import RULES, LearningRule, RuleOptions
+    from localgpt_core.training.loop import TrainResult, train
+
+# Looked up when asked for: what only says something, as `localgpt --help`, must not wait for torch.
+NAMES = {
+    "Corpus": "corpus.corpus",
+    "FrozenSubspace": "layers.bottlenecks",
+    "GELUSTE": "layers.surrogates",
+    "HardTopK": "layers.bottlenecks",
+    "LayerNormProjectedSurrogate": "layers.norms",
+    "LayerNormSTE": "layers.norms",
+    "LearningRule": "rules",
+    "LocalGPT": "model.gpt",
+    "LocalGPTConfig": "config",
+    "LocalLinear": "layers.linear",
+    "Localized": "convert.localize",
+    "RULES": "rules",
+    "RuleOptions": "rules",
+    "RunRecord": "experiments.records",
+    "RunSpec": "experiments.specs",
+    "SigmoidSTE": "layers.surrogates",
+    "SoftmaxValueMixLocalFn": "layers.surrogates",
+    "TrainConfig": "config",
+    "TrainResult": "training.loop",
+    "VQResidualDir": "layers.bottlenecks",
+    "alignment": "measure.alignment",
+    "describe": "measure.transport",
+    "load_corpus": "corpus.corpus",
+    "load_records": "experiments.records",
+    "localize": "convert.localize",
+    "train": "training.loop",
+    "weight_transport": "measure.transport",
+}
 
 find_moved_modules()
+__getattr__ = lazy_names(__name__, NAMES)
 
 __all__ = [
     "GELUSTE",

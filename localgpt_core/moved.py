@@ -79,8 +79,15 @@ class _Finder(MetaPathFinder, Loader):
         sys.modules[module.__name__] = import_module(f"{__package__}.{MOVED[old]}")
 
 
+class _Package(ModuleType):
+    """This package: an import binds a module in it, but not where a function of the same name has to stay."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "alignment" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
 def find_moved_modules() -> None:
     """Let imports find the modules of earlier versions."""
     sys.meta_path.insert(0, _Finder())
-    # An import binds the module in its package, where the function of the same name has to stay.
-    sys.modules[f"{__package__}.alignment"] = sys.modules[f"{__package__}.{MOVED['alignment']}"]
+    sys.modules[__package__].__class__ = _Package

@@ -160,9 +160,48 @@ def loaded(command: str) -> set[str]:
 
 
 def test_training_and_the_command_line_need_no_plotting_and_no_corpus_package():
-    modules = loaded("import localgpt_core, localgpt_core.cli")
+    every = " ".join(module for module in IN_ROOMS if room(module) != "report").replace(" ", ", ")
+    modules = loaded(f"import localgpt_core, {every}")
     assert "torch" in modules and "typer" in modules
     assert modules.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "-h", "--version", "train --help", "run -h", "sample -h", "table -h"]
+)
+def test_what_only_says_something_imports_no_torch(words):
+    code = f"""if True:
+        import sys
+        from localgpt_core.cli import main
+        sys.argv[1:] = {words.split()!r}
+        try:
+            main()
+        except SystemExit as stop:
+            assert not stop.code
+        sys.exit(bool(sys.modules.keys() & {{"torch", "numpy", "safetensors", *{HEAVY!r}}}))"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_public_name_is_found_and_static_tools_see_where():
+    tree = ast.parse(MODULES["localgpt_core"].read_text())
+    (static,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        name.name: node.module.removeprefix("localgpt_core.") for node in static.body for name in node.names
+    }
+    assert seen == localgpt_core.NAMES and sorted(seen) == sorted(localgpt_core.__all__)
+    assert all(getattr(localgpt_core, name).__name__ for name in seen if name != "RULES")
+    with pytest.raises(AttributeError, match="module 'localgpt_core' has no attribute 'nothing'"):
+        _ = localgpt_core.nothing
+
+
+def test_a_module_is_an_attribute_of_its_package_and_a_function_stays_one():
+    code = """if True:
+        import localgpt_core
+        assert localgpt_core.config.PRESETS and localgpt_core.training.loop.train is localgpt_core.train
+        import localgpt_core.alignment
+        assert localgpt_core.alignment.__name__ == "alignment" and callable(localgpt_core.alignment)
+        assert localgpt_core.rules.HoldsFeedback and localgpt_core.common.modes.wide"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_a_heavy_import_is_seen():

@@ -1,10 +1,24 @@
 """The command line.
 
-One file for the commands that train and measure, one for those on suites and records, their shared options,
-and how a run shows itself. A command reads its options, calls the rooms below and prints what they return.
-An error is one line; the exit status says whether it is the user's (2) or not (1).
+One file for the command that trains, one for those on suites and records, one for the rest, their shared
+options, and how a run shows itself. A command reads its options, calls the rooms below and prints what they
+return; it imports them when it runs, so that help is there at once. An error is one line; the exit status
+says whether it is the user's (2) or not (1).
 """
 
-from localgpt_core.cli.commands import app, main
+import sys
+
+from localgpt_core.common.lazy import lazy_names
+
+__getattr__ = lazy_names(__name__, {"app": "commands"})
 
 __all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line and exit with the status that its help explains; an error is one line."""
+    try:
+        from localgpt_core.cli import commands
+    except KeyboardInterrupt:
+        sys.exit(130)
+    commands.main()

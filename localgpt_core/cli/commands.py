@@ -7,43 +7,25 @@ import os
 import shlex
 import sys
 import traceback
-from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from localgpt_core.cli.options import (
-    CorpusName,
-    Device,
-    Preset,
-    Threads,
-    say,
-    text_of,
-    with_config_options,
-)
-from localgpt_core.cli.progress import progress
-from localgpt_core.cli.records import commands
-from localgpt_core.cli.streams import abandon_stdout, steady_streams, tell
+from localgpt_core.cli import records, training
+from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
+from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
+from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import Refusal, require, require_integer
-from localgpt_core.config import LocalGPTConfig
-from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.corpus.plays import line_agreement
-from localgpt_core.experiments.execution import TRACEBACK_VARIABLE, execute, sample_text
-from localgpt_core.experiments.records import RunRecord
-from localgpt_core.experiments.specs import resolve_spec
-from localgpt_core.experiments.suites import read_suite
-from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.training.checkpoints import load_checkpoint
-from localgpt_core.training.settings import RunSettings
+from localgpt_core.common.validation import Refusal, require_integer
 
 UsageError = typer.BadParameter.__base__  # typer does not export the class of all its usage errors
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train and measure a character GPT whose linear layers choose how they learn.\n\n"
         "Exit status: 0 done; 1 a failure of the program or of the machine, a loss that was not finite, or a "
@@ -52,65 +34,56 @@ app = typer.Typer(
     ),
 )
 
+others = typer.Typer()
 
-@app.command()
-@with_config_options
-def train(
-    *,
-    preset: Preset = "cpu",
-    corpus: CorpusName = "shakespeare",
-    device: Device = "cpu",
-    threads: Threads = 1,
-    out: Annotated[Path, typer.Option(help="folder for the record and the checkpoint")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="go on from this run's checkpoint")] = False,
-    diagnose_every: Annotated[
-        int, typer.Option(help="steps between comparisons with the exact gradient; 0 = none")
-    ] = 0,
-    overrides: dict[str, Any],
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    found = code_version(Path(__file__))
+    changed = " with changes" if found["git_dirty"] else ""
+    commit = f", commit {found['git_commit']}{changed}" if found["git_commit"] else ""
+    print(f"localgpt {_version_of('localgpt')} (torch {_version_of('torch')}{commit})")
+    raise typer.Exit
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print versions and commit, and exit"
+        ),
+    ] = False,
 ) -> None:
-    """Train one model, print a sample, write a record and a checkpoint."""
-    settings = RunSettings(device=device, threads=threads, resume=resume, diagnose_every=diagnose_every)
-    text = text_of(corpus, load_corpus(corpus))
-    model_fields = {item.name for item in fields(LocalGPTConfig)}
-    model = {name: value for name, value in overrides.items() if name in model_fields}
-    other = {name: value for name, value in overrides.items() if name not in model_fields}
-    spec = resolve_spec(preset, model, other, text)
-    checkpoint = out / f"{spec.digest}.safetensors"
-    require_writable("out", checkpoint)
-    if resume:
-        require(checkpoint.exists(), "resume", str(checkpoint), "this run has no checkpoint")
-    with progress(spec.train.steps, f"{spec.model.method} seed {spec.seed}") as report:
-        settings = replace(settings, checkpoint=checkpoint, report=report)
-        record, result = execute(spec, text, settings, arm=spec.model.method, preset=preset, out=out)
-    if record is None:
-        tell(f"interrupted after step {result.steps_done}; checkpoint: {checkpoint}")
-        tell("the same command with --resume goes on")
-        raise typer.Exit(130)
-    path = record.write(out)
-    if record.status != "finished":
-        tell(f"{record.status}: {_first_line(record.error) or _diverged(record)}; record: {path}")
-        raise typer.Exit(1)
-    tell(record.sample or _first_line(record.error))
-    losses = f"final validation loss {record.final_val_loss:.4f} nats per character, best"
-    speed = f"{record.wall_time_s:.0f} s, {record.tokens_per_s:.0f} tokens/s"
-    tell(f"\n{losses} {record.best_val_loss:.4f}; {speed}\nrecord: {path}\ncheckpoint: {checkpoint}")
+    """Take what is said before the command's name."""
 
 
-def _diverged(record: RunRecord) -> str:
-    steps = [*record.curves["step"], *record.curves["val_step"]]
-    return f"the loss was not finite at step {max(steps):.0f}"
-
-
-@app.command()
+@others.command()
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="a .safetensors file of localgpt train")],
-    prompt: Annotated[str | None, typer.Option(help="text to continue; default: a line break")] = None,
+    prompt: Annotated[str | None, typer.Option(help="text to continue", show_default="a line break")] = None,
     characters: Annotated[int, typer.Option(help="characters to write")] = 500,
-    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
-    temperature: Annotated[float, typer.Option(help="below 1 is bolder")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="only the k likeliest characters")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the sampling, an integer")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="below 1 keeps to likelier characters (more cautious), above 1 is bolder")
+    ] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option(help="number of likeliest characters to draw among", show_default="all")
+    ] = None,
 ) -> None:
     """Let a trained model write."""
+    with starting():
+        from localgpt_core.experiments.execution import sample_text
+        from localgpt_core.model.gpt import LocalGPT
+        from localgpt_core.training.checkpoints import load_checkpoint
     saved = load_checkpoint(checkpoint)
     model = LocalGPT(saved.model_config)
     saved.restore_model(model)
@@ -118,17 +91,21 @@ def sample(
     print(sample_text(model, vocabulary, prompt, characters, seed=seed, temperature=temperature, top_k=top_k))
 
 
-@app.command()
+@others.command()
 def corpus(
     name: Annotated[
         str, typer.Argument(help="shakespeare, tinyshakespeare, complete or a text file")
     ] = "shakespeare",
-    original: Annotated[Path | None, typer.Option(help="a text to compare with, line by line")] = None,
+    original: Annotated[
+        Path | None, typer.Option(help="text file to compare with, line by line", show_default="none")
+    ] = None,
     floors: Annotated[bool, typer.Option(help="compute the n-gram floors")] = True,
 ) -> None:
     """Prepare a corpus and print what it is."""
-    from localgpt_core.corpus.ngrams import floors as ngram_floors
-
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.corpus.ngrams import floors as ngram_floors
+        from localgpt_core.corpus.plays import line_agreement
     text = text_of(name, load_corpus(name))
     print(f"corpus      {text.name}")
     print(f"characters  {len(text.text):,}")
@@ -146,22 +123,33 @@ def corpus(
         print(f"agreement   {line_agreement(text.text, other.text):.1%} of the lines of {original.name}")
 
 
-@app.command()
+@others.command()
 def bench(
-    suite: Annotated[Path | None, typer.Argument(help="measure the arms of this suite instead")] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Argument(
+            help="TOML file of a suite, whose arms are measured", show_default="every rule and option"
+        ),
+    ] = None,
     preset: Preset = "cpu",
     device: Device = "cpu",
     threads: Threads = 1,
     pairs: Annotated[int, typer.Option(help="paired measurements per row")] = 30,
-    out: Annotated[Path | None, typer.Option(help="write the rows to this JSON file too")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write the rows to as well", show_default="none")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure step time, memory and FLOPs of every rule and option relative to backpropagation."""
-    from localgpt_core.experiments.bench import measure, render, write_rows
-
+    with starting():
+        from localgpt_core.experiments.bench import measure, render, write_rows
+        from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.training.settings import RunSettings
     settings = RunSettings(device=device, threads=threads)
     require_integer("pairs", pairs, 1)
     if out is not None:
         require_writable("out", out)
+        require_absent("out", out, overwrite)
     arms = None if suite is None else read_suite(suite)
     rows = measure(preset, settings.prepare(), pairs, say, arms)
     if out is not None:
@@ -169,7 +157,8 @@ def bench(
     print(render(rows))
 
 
-app.add_typer(commands)
+for part in (training.commands, records.commands, others):  # the order of the help
+    app.add_typer(part)
 
 
 def main() -> None:

@@ -1,26 +1,54 @@
 """Options that commands share, and one option for every field of the two configurations."""
 
+from __future__ import annotations
+
 import codecs
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import Field, fields
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from localgpt_core.cli.streams import say
+from localgpt_core.common.validation import require
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
-from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.rules import RULES, RuleOptions
 
-__all__ = ["CorpusName", "Device", "Preset", "Threads", "say", "text_of", "with_config_options"]
+if TYPE_CHECKING:
+    from localgpt_core.corpus.corpus import Corpus
 
-Preset = Annotated[str, typer.Option(help=" or ".join(PRESETS))]
-CorpusName = Annotated[
-    str, typer.Option("--corpus", help="shakespeare, tinyshakespeare, complete or a text file")
+__all__ = [
+    "CorpusName",
+    "Device",
+    "OtherCorpus",
+    "OtherPreset",
+    "Overwrite",
+    "Preset",
+    "Threads",
+    "require_absent",
+    "say",
+    "text_of",
+    "with_config_options",
+]
+
+PRESET_HELP = "sizes and schedule: " + ", ".join(PRESETS)
+CORPUS_HELP = "shakespeare, tinyshakespeare, complete or a text file"
+
+Preset = Annotated[str, typer.Option(help=PRESET_HELP)]
+OtherPreset = Annotated[
+    str | None, typer.Option("--preset", help=PRESET_HELP, show_default="the suite's own")
+]
+CorpusName = Annotated[str, typer.Option("--corpus", help=CORPUS_HELP)]
+OtherCorpus = Annotated[
+    str | None, typer.Option("--corpus", help=CORPUS_HELP, show_default="that of the suite or record")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
-Threads = Annotated[int, typer.Option(help="CPU threads")]
+Threads = Annotated[int, typer.Option(help="number of CPU threads of each run")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
 
 
 def text_of(name: str, corpus: Corpus) -> Corpus:
@@ -33,17 +61,57 @@ def text_of(name: str, corpus: Corpus) -> Corpus:
     return corpus
 
 
+def require_absent(field: str, path: Path, overwrite: bool) -> None:
+    """Raise ``ValueError`` where ``path`` is a file already, unless it may be overwritten."""
+    require(overwrite or not path.exists(), field, str(path), "is there already; --overwrite replaces it")
+
+
+def _panel(item: Field) -> str:
+    """Return the group of options in whose frame the help shows a field of a configuration."""
+    if item.name in {field.name for field in fields(TrainConfig)}:
+        return "Training"
+    of_rule = item.name in {field.name for field in fields(RuleOptions)} or item.name.startswith("dfa_")
+    return "Rule" if of_rule else "Model"
+
+
+def _help(item: Field) -> str:
+    if item.name != "method":
+        return item.metadata["help"]
+    return "\n\n".join([item.metadata["help"], *(f"{name}: {RULES.summary(name)}" for name in RULES)])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return {None: "none", "": "empty"}.get(value, str(value))
+
+
+def _default(item: Field) -> str:
+    """Return the default of a field as the help shows it, for each preset where they differ."""
+    if item.name == "vocab_size":
+        return "the corpus's"
+    given = {name: (model | train).get(item.name, item.default) for name, (model, train) in PRESETS.items()}
+    if len({*given.values()}) == 1:
+        return _shown(given.popitem()[1])
+    return ", ".join(f"{name} {_shown(value)}" for name, value in given.items())
+
+
 def _option_of(item: Field) -> inspect.Parameter:
     """Return the command-line option of a configuration field; its default is the preset's."""
     kind = int if item.name == "feedback_seed" else type(item.default)
-    annotation = Annotated[kind | None, typer.Option(help=item.metadata["help"], show_default=False)]
+    option = typer.Option(help=_help(item), show_default=_default(item), rich_help_panel=_panel(item))
+    annotation = Annotated[kind | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(..., overrides)`` one option per field of the two configurations."""
-    signature = inspect.signature(command)
+    """Give ``command(..., overrides)`` one option per field of the two configurations.
+
+    The help shows its own options under Run.
+    """
+    signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
+    own = [_in_panel(parameter) for parameter in own]
     options = [_option_of(item) for cls in (LocalGPTConfig, TrainConfig) for item in fields(cls)]
 
     def wrapped(**arguments: Any) -> None:
@@ -51,6 +119,14 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         overrides = {name: value for name, value in given.items() if value is not None}
         command(**arguments, overrides=overrides)
 
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
     wrapped.__signature__ = signature.replace(parameters=[*own, *options])
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     return wrapped
+
+
+def _in_panel(parameter: inspect.Parameter) -> inspect.Parameter:
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)
+    option.rich_help_panel = "Run"
+    return parameter.replace(annotation=Annotated[kind, option])

@@ -7,17 +7,20 @@ from typing import Annotated
 
 import typer
 
-from localgpt_core.cli.options import CorpusName, Device, Threads, say, text_of
-from localgpt_core.cli.progress import progress
-from localgpt_core.cli.streams import tell
+from localgpt_core.cli.options import (
+    Device,
+    OtherCorpus,
+    OtherPreset,
+    Overwrite,
+    Threads,
+    require_absent,
+    say,
+    text_of,
+)
+from localgpt_core.cli.progress import announced, progress
+from localgpt_core.cli.streams import starting, tell
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.experiments.execution import execute
-from localgpt_core.experiments.records import export_bundle, import_bundle, load_records
-from localgpt_core.experiments.scheduler import STATUSES, SuiteRun
-from localgpt_core.experiments.suites import read_suite
-from localgpt_core.training.settings import RunSettings
 
 __all__ = ["commands"]
 
@@ -30,20 +33,36 @@ Records = Annotated[Path, typer.Option(help="folder with all records")]
 
 @commands.command()
 def run(
-    suite: Annotated[Path, typer.Argument(help="TOML file, for instance book/suites/01-baseline.toml")],
-    preset: Annotated[str | None, typer.Option(help="instead of the suite's own")] = None,
+    suite: Annotated[Path, typer.Argument(help="TOML file of a suite, such as book/suites/baseline.toml")],
+    preset: OtherPreset = None,
     device: Device = "cpu",
-    jobs: Annotated[int, typer.Option(help="runs side by side")] = 1,
+    jobs: Annotated[int, typer.Option(help="number of runs side by side")] = 1,
     threads: Threads = 1,
-    time_budget: Annotated[float | None, typer.Option(help="seconds; nothing starts that is longer")] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
+    ] = None,
     records: Records = RECORDS,
-    out: Annotated[Path | None, typer.Option(help="folder for new records; default RECORDS/SUITE")] = None,
-    corpus: CorpusName | None = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
+    ] = None,
+    corpus: OtherCorpus = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="digest of a run to make, recorded or not; repeatable")
+        list[str] | None,
+        typer.Option(
+            help="digest of a run to make, recorded or not; repeatable", show_default="all not yet recorded"
+        ),
     ] = None,
 ) -> None:
-    """Make the runs of a suite that are not yet recorded; can be stopped and started again."""
+    """Make the runs of a suite that are not yet recorded; can be stopped and started again.
+
+    A run that is stopped goes on from where it was, bit for bit.
+    """
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.scheduler import STATUSES, SuiteRun
+        from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.training.settings import RunSettings
     require_integer("jobs", jobs, 1)
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
@@ -53,7 +72,8 @@ def run(
     if not only:  # runs side by side are asked for one by one, and need not all say it
         text_of(corpus or plan.corpus, text)
     folder = out or records / plan.name
-    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus)
+    show = announced if only else progress  # runs side by side are asked for one by one
+    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus, show)
     outcome = suite_run.make(jobs, say, only or ())
     if only:
         raise typer.Exit(STATUSES[outcome])
@@ -66,13 +86,19 @@ def run(
 
 @commands.command()
 def table(
-    suite: Annotated[Path | None, typer.Argument(help="suite; default: all records")] = None,
+    suite: Annotated[
+        Path | None, typer.Argument(help="TOML file of a suite", show_default="all records")
+    ] = None,
     records: Records = RECORDS,
-    preset: Annotated[str | None, typer.Option(help="instead of the suite's own")] = None,
-    corpus: CorpusName | None = None,
+    preset: OtherPreset = None,
+    corpus: OtherCorpus = None,
 ) -> None:
     """Print the recorded results: mean, spread and number of runs per arm."""
-    from localgpt_core.report.tables import all_runs, arm_table, settings_last, suite_runs
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.records import load_records
+        from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.report.tables import all_runs, arm_table, settings_last, suite_runs
 
     found = load_records(records, say)
     if suite is None:
@@ -93,11 +119,18 @@ def verify(
     records: Records = RECORDS,
     device: Device = "cpu",
     threads: Threads = 1,
-    corpus: CorpusName | None = None,
-    tolerance: Annotated[float, typer.Option(help="nats, where the machine differs")] = 0.02,
+    corpus: OtherCorpus = None,
+    tolerance: Annotated[
+        float, typer.Option(help="nats per character that losses may differ by on another machine")
+    ] = 0.02,
 ) -> None:
     """Run a record's spec again and compare the curves."""
-    from localgpt_core.experiments.verification import check_tolerance, judge
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.execution import execute
+        from localgpt_core.experiments.records import load_records
+        from localgpt_core.experiments.verification import check_tolerance, judge
+        from localgpt_core.training.settings import RunSettings
 
     check_tolerance(tolerance)
     settings = RunSettings(device=device, threads=threads)
@@ -107,8 +140,10 @@ def verify(
     recorded = found[matching[0]]
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
+    text = load_corpus(corpus or spec.corpus)
+    spec.require_corpus(text)
     with progress(spec.train.steps, f"verify {recorded.digest}") as report:
-        again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
+        again, _ = execute(spec, text, replace(settings, report=report))
     if again is None:
         raise typer.Exit(130)
     verdict = judge(recorded, again, tolerance)
@@ -121,9 +156,14 @@ def verify(
 def export_records(
     bundle: Annotated[Path, typer.Argument(help="jsonl file to write")],
     records: Records = RECORDS,
+    overwrite: Overwrite = False,
 ) -> None:
     """Put all records into one jsonl file."""
+    with starting():
+        from localgpt_core.experiments.records import export_bundle, load_records
+
     require_writable("bundle", bundle)
+    require_absent("bundle", bundle, overwrite)
     found = load_records(records, say)
     export_bundle(found.values(), bundle)
     tell(f"{len(found)} records: {bundle}")
@@ -134,7 +174,30 @@ def import_records(
     bundle: Annotated[Path, typer.Argument(help="jsonl file of localgpt export")],
     records: Records = RECORDS,
 ) -> None:
-    """Take the records of a jsonl file into the folder of records."""
+    """Take the records of a jsonl file into the folder of records; a damaged line is named and left out."""
+    with starting():
+        from localgpt_core.experiments.records import import_bundle
+
     require_writable("records", records / "record.json")
+    _require_a_record(bundle)
     written = import_bundle(bundle, records, say)
     tell(f"{len(written)} new records below {records}")
+
+
+def _require_a_record(bundle: Path) -> None:
+    """Refuse a file that is no bundle at all before each of its lines is refused."""
+    from localgpt_core.experiments.records import RunRecord
+
+    try:
+        lines = bundle.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return  # which `import_bundle` refuses
+    problems = []
+    for line in lines:
+        try:
+            RunRecord.from_json(line)
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(error)
+        else:
+            return
+    require(False, "bundle", str(bundle), f"has no line that is a record; the first one {problems[0]}")

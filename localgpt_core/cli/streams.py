@@ -7,13 +7,15 @@ has gone away; what was asked for (a table, a text) may not: `print` then raises
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-__all__ = ["say", "steady_streams", "tell"]
+__all__ = ["say", "starting", "steady_streams", "tell"]
 
 
 class Steady:
@@ -56,6 +58,24 @@ def tell(text: str) -> None:
         print(text, flush=True)
     except (OSError, ValueError):
         abandon_stdout()
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, with status 130, inside the ``with`` block, which imports.
+
+    A module of C code may make another error of a KeyboardInterrupt, or print it and go on.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    takes_signals = threading.current_thread() is threading.main_thread()
+    if not takes_signals or usual is not signal.default_int_handler:  # who ignores Ctrl-C goes on doing so
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *signum_and_frame: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def abandon_stdout() -> None:

@@ -1,24 +1,14 @@
 """The ground that all stand on.
 
 How a value is refused by name, how random numbers are drawn from keys, files that are whole or not there,
-what something was measured on, states of a model that end with their block, and derivatives that are refused
-by name. Nothing here knows of a rule or a text, and nothing of the package is imported.
+what something was measured on, states of a model that end with their block, derivatives that are refused by
+name, and names that are imported when asked for. Nothing here knows of a rule or a text, and nothing of the
+package is imported.
 """
 
 from localgpt_core.common.environment import code_version, environment
 from localgpt_core.common.files import atomic_write, require_writable
-from localgpt_core.common.functions import LocalFunction
-from localgpt_core.common.modes import (
-    MaybeExact,
-    evaluation_mode,
-    exact_derivatives,
-    in_float32,
-    set_for_a_while,
-    watch,
-    wide,
-    without_autocast,
-)
-from localgpt_core.common.seeds import generator, normal_like, seed_from
+from localgpt_core.common.lazy import lazy_names
 from localgpt_core.common.validation import (
     Refusal,
     check_needs,
@@ -28,6 +18,22 @@ from localgpt_core.common.validation import (
     require_choice,
     require_integer,
 )
+
+WITH_TORCH = {
+    "LocalFunction": "functions",
+    "MaybeExact": "modes",
+    "evaluation_mode": "modes",
+    "exact_derivatives": "modes",
+    "generator": "seeds",
+    "in_float32": "modes",
+    "normal_like": "seeds",
+    "seed_from": "seeds",
+    "set_for_a_while": "modes",
+    "watch": "modes",
+    "wide": "modes",
+    "without_autocast": "modes",
+}
+__getattr__ = lazy_names(__name__, WITH_TORCH)
 
 __all__ = [
     "LocalFunction",
@@ -42,6 +48,7 @@ __all__ = [
     "exact_derivatives",
     "generator",
     "in_float32",
+    "lazy_names",
     "normal_like",
     "option",
     "require",

@@ -6,18 +6,19 @@ import re
 import subprocess
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from localgpt_core.common.validation import require
 
 __all__ = ["code_version", "environment"]
 
 COMMIT_VARIABLE = "LOCALGPT_COMMIT"
+TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"
 
 
 def environment(device: str) -> dict[str, object]:
     """Return device, threads and versions of the software, as they are noted with every measurement."""
+    import numpy as np
+    import torch
+
     chosen = torch.device(device)
     return {
         "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _cpu_name(),

@@ -51,7 +51,7 @@ class LocalGPTConfig(RuleOptions):
     vocab_size: int = option(65, "number of symbols", minimum=1)
     n_layer: int = option(6, "number of blocks", minimum=1)
     n_head: int = option(6, "attention heads per block", minimum=1)
-    n_embd: int = option(384, "width of the residual stream", minimum=1)
+    n_embd: int = option(384, "width of the residual stream, in units", minimum=1)
     dropout: float = option(0.2, "dropout probability", within="[0, 1)")
     bias: bool = option(False, "biases in the linear layers (norms always have one)")
     attn_mode: str = option("sigmoid", "attention: sigmoid or softmax", choices=ATTENTION_MODES)
@@ -80,12 +80,15 @@ class LocalGPTConfig(RuleOptions):
     )
     mlp_topk: int = option(
         0,
-        "k-WTA on the MLP's hidden activation; 0 = off",
+        "units that k-WTA keeps of the MLP's hidden activation; 0 = off",
         minimum=0,
         maximum=lambda config: 4 * config.n_embd,
     )
     resid_topk: int = option(
-        0, "k-WTA on the block's output; 0 = off", minimum=0, maximum=lambda config: config.n_embd
+        0,
+        "units that k-WTA keeps of the block's output; 0 = off",
+        minimum=0,
+        maximum=lambda config: config.n_embd,
     )
     vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off", minimum=0)
     vq_shared: bool = option(True, "one codebook for all blocks", needs=WITH_CODES)

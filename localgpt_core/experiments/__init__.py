@@ -16,7 +16,7 @@ from localgpt_core.experiments.records import (
 )
 from localgpt_core.experiments.scheduler import SuiteRun, missing_runs
 from localgpt_core.experiments.specs import RunSpec, resolve_spec
-from localgpt_core.experiments.suites import Arm, PlannedRun, Suite, read_suite
+from localgpt_core.experiments.suites import Arm, PlannedRun, Suite, read_config, read_suite
 from localgpt_core.experiments.verification import Verdict, judge
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "load_records",
     "measure",
     "missing_runs",
+    "read_config",
     "read_record",
     "read_rows",
     "read_suite",

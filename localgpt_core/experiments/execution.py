@@ -5,6 +5,8 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,22 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from localgpt_core.common.environment import code_version, environment
+from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version, environment
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.corpus.vocabulary import decode, encode, first_prompt
-from localgpt_core.experiments.records import RunRecord
+from localgpt_core.experiments.records import RunRecord, read_record
 from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.loop import TrainResult, train
 from localgpt_core.training.settings import RunSettings
 
-__all__ = ["execute", "sample_text"]
+__all__ = ["execute", "left_to_do", "sample_text", "steps_done"]
 
 SAMPLE_CHARACTERS = 300
-TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"
 PACKAGE = Path(__file__).parents[1] / "__init__.py"
 
 
@@ -56,6 +58,61 @@ def sample_text(
     return decode(out[0].cpu(), vocabulary)
 
 
+def left_to_do(
+    specs: Sequence[RunSpec], out: Path, *, resume: bool = False, overwrite: bool = False
+) -> list[RunSpec]:
+    """Return the runs that are to be made in the folder ``out``, where none may destroy another.
+
+    These are all of them, but with ``resume``, of several, only those that are not finished.
+
+    Raises:
+        ValueError: With neither ``resume`` nor ``overwrite`` for a run that has a checkpoint or a record
+            there, with ``resume`` where nothing is left to do, or nothing was begun, and with both.
+    """
+    require(not (resume and overwrite), "resume", resume, "goes on with a run, overwrite starts it again")
+    if overwrite:
+        return [*specs]
+    files = [(out / f"{spec.digest}.safetensors", out / f"{spec.digest}.json") for spec in specs]
+    if not resume:
+        for checkpoint, path in files:
+            finished = _finished(path) is not None
+            known = "is that of this finished run" if finished else "is that of this run"
+            offer = "--resume goes on, " if os.path.lexists(checkpoint) and not finished else ""
+            for field, file in (("record", path), ("checkpoint", checkpoint)):
+                allowed = f"{known}; {offer}--overwrite starts it again"
+                require(not os.path.lexists(file), field, str(file), allowed)
+        return [*specs]
+    left = [spec for spec, places in zip(specs, files, strict=True) if not _is_over(spec, *places)]
+    allowed = "is that of this finished run; --overwrite starts it again"
+    require(bool(left), "record", str(files[-1][1]), allowed)
+    begun = any(checkpoint.is_file() for checkpoint, _ in files)
+    require(begun, "resume", str(files[0][0]), "this run has no checkpoint")
+    return left
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Return the step from which a run goes on: 0 without a checkpoint."""
+    return load_checkpoint(checkpoint).progress["step"] if checkpoint.is_file() else 0
+
+
+def _is_over(spec: RunSpec, checkpoint: Path, path: Path) -> bool:
+    """Return whether a run has a record, of which no later, unfinished start of it left a checkpoint."""
+    if checkpoint.is_file():
+        load_checkpoint(checkpoint).require_same_run(spec.model, spec.train, spec.corpus_sha256)
+    record = _finished(path)
+    # One that was interrupted while it wrote its sample has a record already.
+    whole = not checkpoint.is_file() or steps_done(checkpoint) == spec.train.steps
+    return whole and record is not None and record.sample != ""
+
+
+def _finished(path: Path) -> RunRecord | None:
+    """Return the record in a file if it can be read and its run finished."""
+    with suppress(Refusal):
+        record = read_record(path)
+        return record if record.status == "finished" else None
+    return None
+
+
 def execute(
     spec: RunSpec,
     corpus: Corpus,
@@ -81,8 +138,7 @@ def execute(
             ``LOCALGPT_COMMIT``, or where ``out`` cannot be written; before anything is trained.
         OSError: If a file cannot be written once the run is over.
     """
-    allowed = f"the spec wants {spec.corpus!r} with sha256 {spec.corpus_sha256}"
-    require(corpus.sha256 == spec.corpus_sha256, "corpus", corpus.name, allowed)
+    spec.require_corpus(corpus)
     settings = RunSettings.given(settings, fields)
     settings.prepare()
     if out is not None:

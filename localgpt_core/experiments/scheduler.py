@@ -1,6 +1,8 @@
 """Running what is not yet recorded of a suite: one after the other, or several processes side by side.
 
-Every run writes its own record the moment it ends, atomically, so that nothing finished is ever lost.
+Every run writes its own record the moment it ends, atomically, so that nothing finished is ever lost. One
+that is stopped, or killed, leaves its last checkpoint in a hidden folder below that of the new records, and
+goes on from there the next time, bit for bit.
 Parallel runs are separate processes that need nothing of the one that started them: if that one is killed,
 they finish and write their records.
 """
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,18 +22,22 @@ from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import PlannedRun, Suite
+from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_corpus
-from localgpt_core.training.settings import RunSettings
+from localgpt_core.training.checkpoints import load_checkpoint
+from localgpt_core.training.settings import Report, RunSettings
 
 __all__ = ["STATUSES", "SuiteRun", "missing_runs"]
 
 POLL_S = 0.2
+UNFINISHED = ".unfinished"  # hidden: no record, see `load_records`
 
 # What the process of one run says by its exit status, see `localgpt_core.cli`; any other one is a failure.
 STATUSES = {"complete": 0, "failed": 1, "out_of_time": 3, "interrupted": 130}
 OUTCOMES = {status: word for word, status in STATUSES.items()}
 
 Say = Callable[[str], None]
+Show = Callable[[int, str, int], AbstractContextManager[Report]]
 
 
 def missing_runs(planned: list[PlannedRun], records: dict[str, RunRecord]) -> list[PlannedRun]:
@@ -65,6 +72,8 @@ class SuiteRun:
         out: Folder for the new records.
         settings: Where and how its runs go; the deadline is that of all together.
         preset: Preset instead of the suite's own, or None.
+        show: What shows a run that is made here: a function of its steps, its title and the step it goes on
+            from, whose ``with`` block yields a `Report`; None leaves that to ``settings``.
         corpus_name: What the corpus was loaded by, for the processes of runs side by side; None: the suite's.
     """
 
@@ -75,6 +84,7 @@ class SuiteRun:
     settings: RunSettings = RunSettings(threads=1)
     preset: str | None = None
     corpus_name: str | None = None
+    show: Show | None = None
 
     def todo(self, say: Say) -> list[PlannedRun]:
         """Return the runs that are still to be made, naming every file that is refused."""
@@ -82,37 +92,70 @@ class SuiteRun:
         return missing_runs(missing, load_records(self.out, say))
 
     def one(self, run: PlannedRun, say: Say) -> RunRecord | None:
-        """Make one run here and write its record; None if it was interrupted or had no time."""
+        """Make one run here, or the rest of it, and write its record; None if it was stopped."""
         return self._one(run, say)[0]
 
     def _one(self, run: PlannedRun, say: Say) -> tuple[RunRecord | None, str]:
         """Return the record of one run, and one of the words of `make`."""
-        record, result = execute(
-            run.spec,
-            self.corpus,
-            replace(self.settings, diagnose_every=run.arm.diagnose_every),
-            suite=self.suite.name,
-            arm=run.arm.name,
-            preset=self.preset or self.suite.preset,
-            out=self.out,
-        )
-        if record is None:
-            say(
-                f"{_title(run)}: {result.status.replace('_', ' ')} after {result.steps_done} steps, no record"
+        checkpoint, done = self._checkpoint(run), self._goes_on_from(run, say)
+        more = {"diagnose_every": run.arm.diagnose_every, "checkpoint": checkpoint}
+        more["resume"] = done is not None
+        show = self.show(run.spec.train.steps, _title(run), done or 0) if self.show else nullcontext()
+        with show as report:
+            record, result = execute(
+                run.spec,
+                self.corpus,
+                replace(self.settings, report=report or self.settings.report, **more),
+                suite=self.suite.name,
+                arm=run.arm.name,
+                preset=self.preset or self.suite.preset,
+                out=self.out,
             )
+        if record is None:
+            stopped = f"{result.status.replace('_', ' ')} after {result.steps_done} steps, no record yet"
+            say(f"{_title(run)}: {stopped}; the next time it goes on from there")
             return None, result.status
         record.write(self.out)
+        if record.status != "failed":
+            self._forget(run)
         loss = "no final loss" if record.final_val_loss is None else f"{record.final_val_loss:.4f} nats"
         say(f"{_title(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
         if result is not None and result.interrupted:
             return record, "interrupted"
         return record, "failed" if record.status == "failed" else "complete"
 
+    def _checkpoint(self, run: PlannedRun) -> Path:
+        return self.out / UNFINISHED / f"{run.spec.digest}.safetensors"
+
+    def _forget(self, run: PlannedRun) -> None:
+        """Remove the checkpoint of a run that is recorded, and the folder of the last one."""
+        with suppress(OSError):
+            self._checkpoint(run).unlink(missing_ok=True)
+            self._checkpoint(run).parent.rmdir()
+
+    def _goes_on_from(self, run: PlannedRun, say: Say) -> int | None:
+        """Return the step of the checkpoint of ``run``, None without one; one that is of no use is named."""
+        path = self._checkpoint(run)
+        if not path.exists():
+            return None
+        try:
+            saved = load_checkpoint(path)
+            saved.require_same_run(run.spec.model, run.spec.train, self.corpus)
+            saved.restore_model(LocalGPT(saved.model_config))
+        except Refusal as error:
+            say(f"{error}; {_title(run)} starts again")
+            return None
+        step, every = saved.progress["step"], run.arm.diagnose_every
+        measured = saved.progress["diagnostics"].get("step", ())
+        if every and not set(range(0, step, every)) <= set(measured):
+            say(f"checkpoint {path} lacks diagnostics that are now asked for; {_title(run)} starts again")
+            return None
+        return step
+
     def all(self, jobs: int, say: Say) -> bool:
         """Make all runs that are missing, ``jobs`` at a time; return whether none is left.
 
-        A run that needed more time than is left, judged by its own speed, is given up, and so is what comes
-        after it.
+        Where the time ends, a run is left unfinished, and what comes after it is not started.
         """
         return self.make(jobs, say) == "complete"
 
@@ -139,7 +182,14 @@ class SuiteRun:
         if not only:
             say(f"{self.suite.name}: {len(todo)} runs to make")
         outcomes = self._side_by_side(todo, jobs, say) if jobs > 1 else self._one_by_one(todo, say)
-        left = not set(outcomes) <= {"complete"} if only else bool(self.todo(lambda problem: None))
+        if only:
+            left = not set(outcomes) <= {"complete"}
+        else:
+            missing = {run.spec.digest for run in self.todo(lambda problem: None)}
+            left = bool(missing)
+            for run in planned.values():  # one that was stopped right after its record still has a checkpoint
+                if run.spec.digest not in missing:
+                    self._forget(run)
         if "interrupted" in outcomes:
             return "interrupted"
         return "complete" if not left else "failed" if "failed" in outcomes else "out_of_time"

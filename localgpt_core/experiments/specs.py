@@ -55,6 +55,11 @@ class RunSpec:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def require_corpus(self, corpus: Corpus) -> None:
+        """Raise ``ValueError`` unless ``corpus`` has the text of this spec."""
+        allowed = f"the spec wants {self.corpus!r} with sha256 {self.corpus_sha256}"
+        require(corpus.sha256 == self.corpus_sha256, "corpus", corpus.name, allowed)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec in full, as JSON values."""
         return asdict(self)

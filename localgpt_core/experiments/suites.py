@@ -21,16 +21,16 @@ again.
 
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from localgpt_core.common.validation import Refusal, require, require_choice, require_integer
-from localgpt_core.config import PRESETS
+from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.specs import RunSpec, resolve_spec
 
-__all__ = ["Arm", "PlannedRun", "Suite", "read_suite"]
+__all__ = ["Arm", "PlannedRun", "Suite", "read_config", "read_suite"]
 
 SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
 ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
@@ -96,12 +96,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         ValueError: If the file is missing or no TOML, or has an unknown key or a value of a wrong kind.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise Refusal(f"suite {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"suite {path} is not TOML: {error}") from None
+    content = _read_toml("suite", path)
     where = f"suite {path}: key"
     _require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
     require_choice(f"suite {path}: preset", content["preset"], PRESETS)
@@ -136,6 +131,32 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         corpus=content.get("corpus", "shakespeare"),
         arms=tuple(arms),
     )
+
+
+def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a model and of a run in a TOML file with the tables ``model`` and ``train``.
+
+    Both are written as in an arm of a suite, and ``train`` may have a seed.
+
+    Raises:
+        ValueError: If the file is missing or no TOML, or has an unknown key or field.
+    """
+    path = Path(path)
+    content = _read_toml("config", path)
+    _require_keys(f"config {path}: key", content, {"model", "train"}, set())
+    for name, cls in (("model", LocalGPTConfig), ("train", TrainConfig)):
+        known = {item.name for item in fields(cls)}
+        _require_keys(f"config {path}, {name}: field", content.setdefault(name, {}), known, set())
+    return content["model"], content["train"]
+
+
+def _read_toml(kind: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise Refusal(f"{kind} {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{kind} {path} is not TOML: {error}") from None
 
 
 def _require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:

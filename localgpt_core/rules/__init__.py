@@ -4,20 +4,16 @@ A rule says which error it uses, what its feedback is and how that moves; it nev
 new rule is one file and one line here, and then appears in the command line and in the contract tests.
 """
 
-from localgpt_core.rules.backprop import Backprop
+from localgpt_core.common.lazy import lazy_names
 from localgpt_core.rules.base import RULES, LearningRule, RuleOptions
-from localgpt_core.rules.direct_feedback_alignment import DirectFeedbackAlignment
-from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
-from localgpt_core.rules.feedback_alignment import FeedbackAlignment
-from localgpt_core.rules.kolen_pollack import KolenPollack
-from localgpt_core.rules.sign_symmetry import SignSymmetry
-from localgpt_core.rules.weight_mirror import WeightMirror
 
-RULES["bp"] = Backprop
-RULES["fa"] = FeedbackAlignment
-RULES["dfa"] = DirectFeedbackAlignment
-RULES["sign_sym"] = SignSymmetry
-RULES["kp"] = KolenPollack
-RULES["wm"] = WeightMirror
+RULES["bp"] = "localgpt_core.rules.backprop.Backprop"
+RULES["fa"] = "localgpt_core.rules.feedback_alignment.FeedbackAlignment"
+RULES["dfa"] = "localgpt_core.rules.direct_feedback_alignment.DirectFeedbackAlignment"
+RULES["sign_sym"] = "localgpt_core.rules.sign_symmetry.SignSymmetry"
+RULES["kp"] = "localgpt_core.rules.kolen_pollack.KolenPollack"
+RULES["wm"] = "localgpt_core.rules.weight_mirror.WeightMirror"
+
+__getattr__ = lazy_names(__name__, {"HoldsFeedback": "feedback", "feedback_drawn_later": "feedback"})
 
 __all__ = ["RULES", "HoldsFeedback", "LearningRule", "RuleOptions", "feedback_drawn_later"]

@@ -17,13 +17,20 @@ owns the one autograd Function that asks these questions.
 A new rule is one file that subclasses `LearningRule`, one line in ``rules/__init__.py`` and one test file.
 """
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import ast
+from collections import UserDict
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from localgpt_core.common.validation import check_needs, check_values, option, require
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["RULES", "LearningRule", "RuleOptions"]
 
@@ -37,8 +44,27 @@ START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedb
 PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
 JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate", "jvp_share"})
 
+
+class Registry(UserDict[str, "type[LearningRule]"]):
+    """Rules by name; one that is entered as ``"module.Class"`` is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> type[LearningRule]:
+        rule = super().__getitem__(name)
+        if isinstance(rule, str):
+            module, _, cls = rule.rpartition(".")
+            rule = self.data[name] = getattr(import_module(module), cls)
+        return rule
+
+    def summary(self, name: str) -> str:
+        """Return what the module of a rule says first: the rule in a few words. Nothing is imported."""
+        rule = self.data[name]
+        module = rule.rpartition(".")[0] if isinstance(rule, str) else rule.__module__
+        text = ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module))) or name
+        return text.partition("\n")[0].partition(", ``")[0].rstrip(".")
+
+
 # Filled by rules/__init__.py, one line a rule.
-RULES: dict[str, type["LearningRule"]] = {}
+RULES = Registry()
 
 
 WITHOUT_GRAPE = ("needs fa_grape=True", lambda options: options.fa_grape)
@@ -100,7 +126,7 @@ class RuleOptions:
         0.02, "entry RMS of the feedback at its start", within="(0, inf)", needs=OWN_SCALE
     )
     feedback_seed: int | None = option(
-        None, "seed of the feedback; default: follows the run's seed", minimum=0, needs=NOTHING_DRAWN
+        None, "seed of the feedback; none: it follows the run's seed", minimum=0, needs=NOTHING_DRAWN
     )
     fa_grape: bool = option(False, "align the feedback each step by forward passes (GrAPE)")
     fa_grape_head: bool = option(True, "align the output layer's feedback too", needs=WITHOUT_GRAPE)

@@ -78,10 +78,14 @@ class Checkpoint:
                 state["state"][index] = found
         optimizer.load_state_dict(state)
 
-    def require_same_run(self, model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> None:
-        """Raise ValueError, naming what differs, unless this checkpoint belongs to the given run."""
+    def require_same_run(self, model: LocalGPTConfig, train: TrainConfig, corpus: Corpus | str) -> None:
+        """Raise ValueError, naming what differs, unless this checkpoint belongs to the given run.
+
+        ``corpus`` may be the SHA-256 of its text.
+        """
+        sha256 = corpus if isinstance(corpus, str) else corpus.sha256
         saved = {**asdict(self.model_config), **asdict(self.train_config), "corpus": self.corpus["sha256"]}
-        asked = {**asdict(model), **asdict(train), "corpus": corpus.sha256}
+        asked = {**asdict(model), **asdict(train), "corpus": sha256}
         differing = [
             f"{key}={saved[key]!r}, asked {asked[key]!r}" for key in asked if saved[key] != asked[key]
         ]

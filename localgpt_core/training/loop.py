@@ -50,8 +50,8 @@ def train(
     Raises:
         ValueError: For a corpus that does not fit the model, a device that is not there, or a checkpoint that
             is damaged, of another run, or cannot be written.
-        OSError: If the checkpoint of an interrupted run cannot be written. A run that goes on, or is over,
-            outweighs its checkpoint, and only warns.
+        OSError: If the checkpoint of a run that was interrupted, or ran out of time, cannot be written. A run
+            that goes on, or is over, outweighs its checkpoint, and only warns.
     """
     settings = RunSettings.given(settings, fields)
     check_corpus(model_config, train_config, corpus)
@@ -64,7 +64,7 @@ def train(
         run = RunState(model_config, train_config, corpus, device, settings.diagnose_every, saved)
         with _interrupt_between_steps() as interrupted:
             status = _advance_to_the_end(run, settings, interrupted)
-            if path is not None and status == "interrupted":
+            if path is not None and status in ("interrupted", "out_of_time"):
                 run.save(Path(path))
             elif path is not None and status == "finished":
                 _save_or_warn(run, Path(path))
@@ -127,7 +127,7 @@ def _advance_to_the_end(run: RunState, settings: RunSettings, interrupted: threa
         needed_s = 0.0
         if run.step == first_step + WARM_UP_STEPS:
             measured_from = time.monotonic()
-        if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS:
+        if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS and settings.checkpoint is None:
             left = run.config.steps - run.step
             needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
         if time.monotonic() + needed_s > settings.deadline:

@@ -40,10 +40,11 @@ class RunSettings:
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         threads: CPU threads of this process from here on; None leaves them as they are.
-        checkpoint: File to write at every evaluation, at the end and when interrupted; None writes none.
+        checkpoint: File to write at every evaluation, at the end, when interrupted and when the time is over;
+            None writes none.
         resume: Go on from ``checkpoint`` if it exists.
-        deadline: Value of ``time.monotonic()`` by which the run must be over. It is stopped as soon as its
-            own speed shows that it cannot be.
+        deadline: Value of ``time.monotonic()`` by which the run must be over. Without a checkpoint it is
+            stopped as soon as its own speed shows that it cannot be; with one it goes on until then.
         report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``.
         diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
             itself is the same to the last bit.

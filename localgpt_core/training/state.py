@@ -48,7 +48,7 @@ class TrainResult:
     Attributes:
         model: The trained model, on its device.
         status: ``"finished"``; ``"diverged"``: a loss was not finite; ``"interrupted"``: stopped by Ctrl-C;
-            ``"out_of_time"``: it could not have finished before the deadline.
+            ``"out_of_time"``: it did not, or could not, finish before the deadline.
         steps_done: Steps taken.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
             ``val_step`` and ``val_loss`` on the whole validation split; nats per character.

@@ -86,6 +86,7 @@ def test_away_from_a_terminal_progress_is_one_plain_line_per_evaluation(cli):
     _, _, err = cli("train", *TOY)
     number = r"\d\.\d{4}"
     expected = [
+        "bp seed 1: evaluating at step 0/6",
         rf"bp seed 1: step 0/6, val {number}",
         rf"bp seed 1: step 3/6, train {number}, val {number}",
         rf"bp seed 1: step 6/6, train {number}, val {number}",
@@ -116,6 +117,7 @@ def test_on_a_terminal_progress_is_a_bar(cli):
     assert process.returncode == 0 and "final validation loss" in out
     text = shown.decode()
     assert "\r" in text and "100%|" in text and "6/6" in text and "step/s" in text
+    assert text.index("bp seed 1: evaluating") < text.index("val=")
     assert re.search(r"train=\d\.\d+, val=\d\.\d+|val=\d\.\d+, train=\d\.\d+", text)
     assert "bp seed 1: step 0/6" not in text
 
@@ -132,7 +134,7 @@ def test_an_interrupted_training_goes_on_with_resume(cli, monkeypatch):
     )
     assert "Traceback" not in err
     status, out, err = cli("train", *options, "--resume")
-    assert status == 0 and "step 0/6" not in err
+    assert status == 0 and "step 0/6" not in err and err.startswith("fa seed 1: goes on from step 4/6\n")
     cli("train", *options, "--out", "whole")
     (resumed,), (whole,) = (load_records(folder).values() for folder in ("runs", "whole"))
     assert resumed.curves == whole.curves and resumed.sample == whole.sample
@@ -159,7 +161,7 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(cli, monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_module, "load_corpus", interrupted)
+    monkeypatch.setattr("localgpt_core.corpus.corpus.load_corpus", interrupted)
     status, out, err = cli("train", *TOY)
     assert status == 130 and "Traceback" not in err
 
@@ -206,6 +208,106 @@ def test_no_command_shows_the_help_and_help_names_the_commands(cli):
     assert status == 2 and "train" in out + err and "Traceback" not in err
 
 
+def test_a_run_that_is_there_is_not_overwritten_unless_that_is_asked_for(cli, monkeypatch):
+    def files():
+        return {path: path.read_bytes() for path in Path("runs").iterdir()}
+
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        cli("train", *TOY)
+    (checkpoint,) = begun = files()
+    status, out, err = cli("train", *TOY)
+    assert (status, out) == (2, "") and files() == begun
+    assert err == (
+        f"error: checkpoint='{checkpoint}': is that of this run; "
+        "--resume goes on, --overwrite starts it again\n"
+    )
+    assert cli("train", *TOY, "--resume")[0] == 0
+    finished, record = files(), checkpoint.with_suffix(".json")
+    for option in ([], ["--resume"]):
+        status, out, err = cli("train", *TOY, *option)
+        assert (status, out) == (2, "") and files() == finished
+        assert err == (
+            f"error: record='{record}': is that of this finished run; --overwrite starts it again\n"
+        )
+    # Another run has its place beside it.
+    assert cli("train", *TOY, "--seed", "2")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        status, out, err = cli("train", *TOY, "--overwrite")
+    assert status == 130 and "step 0/6" in err
+    assert out.endswith("the same command with --resume instead of --overwrite goes on\n")
+    assert record.read_bytes() == finished[record]
+    assert cli("train", *TOY, "--resume")[0] == 0
+    assert read_record(record).curves == RunRecord.from_json(finished[record].decode()).curves
+    assert record.read_bytes() != finished[record]
+
+
+@pytest.mark.parametrize("status", ["diverged", "damaged"])
+def test_a_record_of_any_kind_is_not_overwritten_unless_that_is_asked_for(cli, status):
+    options = [*TOY, "--lr", "1e30"]
+    assert cli("train", *options)[0] == 1
+    (record,) = Path("runs").glob("*.json")
+    if status == "damaged":
+        record.write_text("{")
+    before = record.read_bytes()
+    assert_refused(cli("train", *options), [f"record='{record}'", "--overwrite starts it again"])
+    assert record.read_bytes() == before
+    assert cli("train", *options, "--overwrite")[0] == 1 and read_record(record).status == "diverged"
+
+
+def test_a_run_stopped_while_it_wrote_its_sample_gets_it_by_resume(cli, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("localgpt_core.experiments.execution.sample_text", interrupted)
+        assert cli("train", *TOY)[0] == 130
+    (path,) = Path("runs").glob("*.json")
+    assert read_record(path).sample == ""
+    assert cli("train", *TOY, "--resume")[0] == 0 and read_record(path).sample
+
+
+def test_several_seeds_are_several_runs_and_records(cli, monkeypatch):
+    status, out, err = cli("train", *TOY, "--seed", "2", "--out", "alone")
+    (alone,) = load_records("alone").values()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        status, out, err = cli("train", *TOY, "--seeds", "3,2,1")
+    assert status == 130 and len(list(Path("runs").iterdir())) == 1
+    status, out, err = cli("train", *TOY, "--seeds", "3,2,1", "--resume")
+    assert status == 0 and re.findall(r"(?m)^bp seed (\d):$", out) == ["3", "2", "1"]
+    assert err.startswith("bp seed 3: goes on from step 4/6\n")
+    records = load_records("runs")
+    assert sorted(record.seed for record in records.values()) == [1, 2, 3]
+    assert records[alone.digest].curves == alone.curves and out.count("record: ") == 3
+    assert_refused(cli("train", *TOY, "--seeds", "4,1"), ["record='runs/", "--overwrite"])
+    assert len(load_records("runs")) == 3
+    assert_refused(cli("train", *TOY, "--seeds", "1,2", "--resume"), ["finished run", "--overwrite"])
+    status, out, err = cli("train", *TOY, "--seeds", "4, 1", "--resume")
+    assert status == 0 and err.startswith("bp seed 1: finished before, record: runs/")
+    assert len(load_records("runs")) == 4
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(cli):
+    status, out, err = cli("train", *TOY, "--lr", "1e30", "--seeds", "1,2")
+    assert status == 1 and out.count("diverged: the loss was not finite") == 2
+
+
+def test_a_config_is_that_of_an_arm_and_options_win(cli):
+    Path("arm.toml").write_text('model = { method = "fa", bias = true }\ntrain = { lr = 1, seed = 5 }\n')
+    assert cli("train", *TOY, "--config", "arm.toml", "--no-bias")[0] == 0
+    Path("seedless.toml").write_text("[train]\nbeta1 = 0.5\n")
+    assert cli("train", *TOY, "--config", "seedless.toml", "--out", "other", "--seeds", "7,8")[0] == 0
+    (record,) = load_records("runs").values()
+    spec = record.run_spec
+    assert (spec.model.method, spec.model.bias, spec.train.lr, spec.seed) == ("fa", False, 1.0, 5)
+    others = load_records("other").values()
+    assert {(other.run_spec.train.beta1, other.seed) for other in others} == {(0.5, 7), (0.5, 8)}
+    Path("wrong.toml").write_text("train = { lr = -1 }")
+    assert_refused(cli("train", *TOY, "--config", "wrong.toml"), ["lr=-1.0", "must be positive"])
+
+
 # sample
 
 
@@ -243,6 +345,8 @@ def test_run_makes_what_is_missing_and_table_shows_it(cli):
         ("suite", "bp", "finished"),
         ("suite", "frozen", "finished"),
     }
+    assert re.match(r"bp seed 1 \[.*\]: evaluating at step 0/4$", err.splitlines()[1])
+    assert len(re.findall(r"(?m)^(bp|frozen) seed 1 \[.*\]: step [04]/4, ", err)) == 4
     assert cli("run", "suite.toml") == (0, "suite: complete\n", "suite: 0 runs to make\n")
     status, out, err = cli("table", "suite.toml")
     assert status == 0, err
@@ -259,7 +363,7 @@ def test_run_makes_the_run_that_is_asked_for(cli):
     cli("run", "suite.toml", "--records", "all")
     first, second = sorted(path.stem for path in Path("all/suite").iterdir())
     status, out, err = cli("run", "suite.toml", "--records", "some", "--out", "some/here", "--only", second)
-    assert (status, out) == (0, "")
+    assert (status, out) == (0, "") and f"[{second}]: starts at step 0/4\n" in err
     assert [path.name for path in Path("some/here").iterdir()] == [f"{second}.json"]
     status, out, err = cli("run", "suite.toml", "--only", "0" * 16)
     assert status == 2 and f"only='{'0' * 16}': suite suite has " in err and first in err and second in err
@@ -268,7 +372,7 @@ def test_run_makes_the_run_that_is_asked_for(cli):
 def test_run_without_time_says_that_the_suite_is_not_complete(cli):
     status, out, err = cli("run", "suite.toml", "--time-budget", "1e-9")
     assert (status, out) == (0, "suite: not complete; start it again to go on\n")
-    assert not Path("book").exists()
+    assert load_records("book") == {}
     (digest,) = re.findall(r"bp seed 1 \[(.*)\]: out of time after 1 steps, no record", err)
     assert cli("run", "suite.toml", "--time-budget", "1e-9", "--only", digest)[0] == 3
 
@@ -461,6 +565,8 @@ def test_export_and_import_move_all_records(cli, recorded):
     assert (status, out) == (0, "2 new records below elsewhere\n")
     assert load_records("elsewhere") == load_records("book/records")
     assert cli("import", "bundle.jsonl", "--records", "elsewhere")[1] == "0 new records below elsewhere\n"
+    assert_refused(cli("export", "bundle.jsonl"), ["bundle='bundle.jsonl': is there already; --overwrite"])
+    assert cli("export", "bundle.jsonl", "--overwrite")[0] == 0
     with open("bundle.jsonl", "a") as file:
         file.write("{}\n")
     status, out, err = cli("import", "bundle.jsonl", "--records", "third")
@@ -547,6 +653,25 @@ REFUSED = {
     "bundle not UTF-8": (["import", "latin.txt"], ["bundle latin.txt cannot be read"]),
     "original absent": (["corpus", "toy.txt", "--original", "no.txt"], ["no.txt"]),
     # usage
+    "option of which two": (
+        [*TRAIN, "--resume", "--overwrite"],
+        ["resume=True", "overwrite starts it again"],
+    ),
+    "seeds no numbers": ([*TRAIN, "--seeds", "1,b"], ["seeds='1,b'", "such as 1,2,3"]),
+    "seeds twice": ([*TRAIN, "--seeds", "1,1"], ["seeds='1,1'", "different"]),
+    "seed and seeds": ([*TRAIN, "--seeds", "1,2", "--seed", "3"], ["seeds='1,2'", "--seed"]),
+    "config absent": ([*TRAIN, "--config", "no.toml"], ["config no.toml cannot be read", "No such file"]),
+    "config no TOML": ([*TRAIN, "--config", "toy.txt"], ["config toy.txt is not TOML"]),
+    "config of a suite": ([*TRAIN, "--config", "suite.toml"], ["config suite.toml: key=", "model, train"]),
+    "config with an unknown field": (
+        [*TRAIN, "--config", "depth.toml"],
+        ["depth.toml, model: field='depth'"],
+    ),
+    "config of a wrong kind": ([*TRAIN, "--config", "five.toml"], ["five.toml, train", "5", "a table"]),
+    "bundle without a record": (["import", "toy.txt"], ["bundle='toy.txt'", "no line that is a record"]),
+    "bundle that is empty": (["import", "empty.txt"], ["bundle='empty.txt'", "no line that is a record"]),
+    "export over another file": (["export", "toy.txt"], ["bundle='toy.txt'", "there already", "--overwrite"]),
+    "bench over another file": (["bench", "--out", "toy.txt"], ["out='toy.txt'", "there already"]),
     "unknown option": (["train", "--stepz", "3"], ["--stepz", "--steps"]),
     "unknown command": (["runn"], ["'runn'", "--help"]),
     "no number": (["train", "--steps", "many"], ["--steps", "many", "integer"]),
@@ -566,9 +691,11 @@ def assert_refused(outcome, fragments):
     assert status == 2
     lines = err.splitlines()
     assert lines[-1].startswith("error: ")
-    assert [line for line in lines if not re.match(r"\w+ seed \d+: step |\w+: \d+ runs to make", line)] == [
-        lines[-1]
-    ]
+    assert [
+        line
+        for line in lines
+        if not re.match(r"\w+ seed \d+: (step|evaluating|goes) |\w+: \d+ runs to make", line)
+    ] == [lines[-1]]
     assert [part for part in fragments if part.lower() not in lines[-1].lower()] == [], lines[-1]
 
 
@@ -578,6 +705,8 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     Path("latin.txt").write_bytes(b"d\xe9j\xe0 vu, " * 20)
     Path("folder").mkdir()
     Path("damaged.safetensors").write_bytes(b"\0" * 100)
+    Path("depth.toml").write_text("model = { depth = 2 }")
+    Path("five.toml").write_text("train = 5")
     Path("key.toml").write_text(SUITE.replace("[arms.bp]", "[arm.bp]"))
     Path("field.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = { depth = 2 }"))
     Path("kind.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = 5"))
@@ -603,6 +732,7 @@ def test_sample_refuses_what_cannot_work(cli, checkpoint, options, fragments):
 def test_resume_refuses_the_checkpoint_of_another_configuration(cli, checkpoint):
     cli("train", *TOY, "--seed", "2", "--out", "other")
     (other,) = Path("other").glob("*.safetensors")
+    other.with_suffix(".json").unlink()
     shutil.copy(checkpoint, other)
     before = other.read_bytes()
     outcome = cli("train", *TOY, "--seed", "2", "--out", "other", "--resume")

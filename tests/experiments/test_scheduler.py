@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_whole_records(make):
     run = make(steps=2, seeds="[1, 2]", report=press_in_the_second_run)
     assert not run.all(1, said.append)
     assert len(starts) == 2
-    assert re.match(r"fa seed 1 \[.*\]: interrupted after 0 steps, no record", said[-1])
+    assert re.match(r"fa seed 1 \[.*\]: interrupted after 0 steps, no record yet; the next", said[-1])
     assert [result["arm"] for result in results(run).values()] == ["bp"]
 
 
@@ -262,6 +262,84 @@ def test_a_suite_without_time_starts_nothing_more(make):
     assert not run.all(1, said.append)
     assert contents(run) == {}
     assert len(said) == 2 and "bp seed 1" in said[1] and "out of time after 1 steps, no record" in said[1]
+
+
+def unfinished(run):
+    return sorted(path.stem for path in (run.out / ".unfinished").glob("*.safetensors"))
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_leaves_nothing_behind(make, tmp_path):
+    whole = make(steps=8, more=WILD)
+    whole = dataclasses.replace(whole, records=tmp_path / "whole", out=tmp_path / "whole" / "suite")
+    assert whole.all(1, lambda text: None)
+
+    def press_in_the_third_step(measured):
+        if measured["step"] == 3 and "train_loss" in measured:
+            signal.raise_signal(signal.SIGINT)
+
+    run, said = make(steps=8, more=WILD, report=press_in_the_third_step), []
+    first, second, _ = planned(run)
+    assert run.make(1, said.append) == "interrupted" and unfinished(run) == [first]
+    run, said = make(steps=8, more=WILD, deadline=time.monotonic() - 1), []
+    assert run.make(1, said.append) == "out_of_time" and unfinished(run) == [first]
+    assert said[1].startswith(f"bp seed 1 [{first}]: out of time after 4 steps, no record yet; the next time")
+    run, starts = make(steps=8, more=WILD), []
+    run = dataclasses.replace(run, show=lambda *shown: starts.append(shown) or contextlib.nullcontext())
+    assert run.all(1, lambda text: None)
+    assert starts == [(8, f"bp seed 1 [{first}]", 4), *((8, s[1], 0) for s in starts[1:])]
+    assert results(run) == results(whole) and len(results(run)) == 3
+    assert not (run.out / ".unfinished").exists()
+
+
+WILD = "[arms.wild]\ntrain = { lr = 1e30 }\n"
+
+
+def test_runs_side_by_side_go_on_too(make, start, finish):
+    run = make(steps=2, more=LONG.replace("000 }", "000, eval_interval = 100 }"))
+    (left,) = (digest for digest, item in planned(run).items() if item.arm.name == "long")
+    process, end = start(run, "--jobs", "3"), time.monotonic() + PATIENCE_S
+    wait_for_records(run, 2)
+    while left not in unfinished(run):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=PATIENCE_S)
+    status, out, err = finish(run, "--jobs", "2", "--time-budget", "3")
+    assert (status, unfinished(run)) == (0, [left]), err
+    assert len(re.findall(rf"long seed 1 \[{left}\]: goes on from step \d+/1000000\n", err)) == 1
+    assert f"long seed 1 [{left}]: out of time after " in err
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "diagnostics"])
+def test_a_checkpoint_of_no_use_is_named_and_its_run_starts_again(make, damage):
+    run = make(steps=8)
+    (first, item), (_, other) = planned(run).items()
+    options = {"checkpoint": run.out / ".unfinished" / f"{first}.safetensors", "deadline": 0.0}
+    spec = other.spec if damage == "other" else item.spec
+    assert scheduler.execute(spec, run.corpus, run.settings.__class__(**options))[1].steps_done == 1
+    if damage == "cut":
+        options["checkpoint"].write_bytes(options["checkpoint"].read_bytes()[:-10])
+    if damage == "diagnostics":
+        arms = tuple(dataclasses.replace(arm, diagnose_every=4) for arm in run.suite.arms)
+        run = dataclasses.replace(run, suite=dataclasses.replace(run.suite, arms=arms))
+    said = []
+    assert run.all(1, said.append)
+    assert str(options["checkpoint"]) in said[1] and said[1].endswith(f"bp seed 1 [{first}] starts again")
+    assert run.todo(pytest.fail) == [] and not (run.out / ".unfinished").exists()
+
+
+def test_a_run_that_broke_down_keeps_its_checkpoint(make, monkeypatch):
+    def press(measured):
+        signal.raise_signal(signal.SIGINT)
+
+    run = make(report=press)
+    (first, *_) = planned(run)
+    assert run.make(1, lambda text: None) == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr("localgpt_core.training.state.training_step", lambda *args: 1 / 0)
+        assert make().make(1, lambda text: None, [first]) == "failed"
+    assert unfinished(run) == [first]
+    assert make().all(1, lambda text: None) and not (run.out / ".unfinished").exists()
 
 
 @pytest.fixture
@@ -326,7 +404,7 @@ def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
     assert not run.all(1, said.append)
     assert asked == [(digest, run.settings.deadline) for digest in [*planned(run)][:2]]
     assert len(contents(run)) == 1
-    assert said[-1].endswith("out of time after 25 steps, no record")
+    assert said[-1].endswith("out of time after 25 steps, no record yet; the next time it goes on from there")
 
 
 def test_the_time_left_goes_to_the_runs_side_by_side(make, monkeypatch, clock):

@@ -10,6 +10,7 @@ from localgpt_core import RULES, RuleOptions
 from localgpt_core.common.seeds import generator, seed_from
 from localgpt_core.matrices.grape import align_to_weight
 from localgpt_core.matrices.initial import initial_feedback
+from localgpt_core.rules.base import LearningRule, Registry
 
 # ------------------------------------------------------------ feedback_init
 
@@ -363,3 +364,16 @@ def test_seeds_depend_on_every_part_of_the_key():
 def test_generators_of_one_key_agree():
     draws = [torch.rand(3, generator=generator(*key)) for key in ((1, "a"), (1, "a"), (1, "b"))]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_rule_is_imported_when_it_is_first_asked_for(monkeypatch):
+    registry = Registry(late="localgpt_core.rules.kolen_pollack.KolenPollack", here=LearningRule)
+    assert "late" in registry and [*registry] == ["late", "here"]
+    assert registry.data["late"].endswith("KolenPollack")
+    assert registry.summary("late") == "Kolen-Pollack: the feedback takes the same steps as the weight"
+    assert registry.data["late"].endswith("KolenPollack")
+    assert registry["late"] is registry.data["late"] is RULES["kp"]
+    assert registry.summary("late").startswith("Kolen-Pollack: ")
+    assert dict(registry.items()) == {"late": RULES["kp"], "here": LearningRule}
+    with pytest.raises(KeyError):
+        registry["none"]

@@ -516,7 +516,16 @@ def test_a_deadline_in_the_past_stops_after_one_step(tmp_path):
     path = tmp_path / "c.safetensors"
     record, result = execute(toy_spec(), toy_corpus(), deadline=time.monotonic() - 1, checkpoint=path)
     assert record is None and (result.status, result.steps_done) == ("out_of_time", 1)
-    assert not path.exists()
+    record, resumed = execute(toy_spec(), toy_corpus(), checkpoint=path, resume=True)
+    assert record.curves == execute(toy_spec(), toy_corpus())[0].curves
+
+
+def test_a_run_with_a_checkpoint_goes_on_until_its_time_is_over_and_leaves_one(monkeypatch, tmp_path):
+    clock, path, config = Clock(monkeypatch), tmp_path / "c.safetensors", toy_train(steps=40)
+    first = train(toy_model(), config, toy_corpus(), deadline=clock.now + 32.5, checkpoint=path)
+    assert (first.status, first.steps_done, load_checkpoint(path).progress["step"]) == ("out_of_time", 33, 33)
+    second = train(toy_model(), config, toy_corpus(), checkpoint=path, resume=True)
+    assert second.curves == train(toy_model(), config, toy_corpus()).curves
 
 
 def test_a_run_that_breaks_down_has_a_record_that_says_why(monkeypatch):

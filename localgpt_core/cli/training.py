@@ -1,0 +1,150 @@
+"""The command that trains: one run, or one for each of several seeds."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localgpt_core.cli.options import (
+    CorpusName,
+    Device,
+    Overwrite,
+    Preset,
+    Threads,
+    text_of,
+    with_config_options,
+)
+from localgpt_core.cli.progress import progress
+from localgpt_core.cli.streams import say, starting, tell
+from localgpt_core.common.files import require_writable
+from localgpt_core.common.validation import require
+from localgpt_core.config import LocalGPTConfig
+
+if TYPE_CHECKING:
+    from localgpt_core.corpus.corpus import Corpus
+    from localgpt_core.experiments.records import RunRecord
+    from localgpt_core.experiments.specs import RunSpec
+    from localgpt_core.training.settings import RunSettings
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command()
+@with_config_options
+def train(
+    *,
+    preset: Preset = "cpu",
+    corpus: CorpusName = "shakespeare",
+    device: Device = "cpu",
+    threads: Threads = 1,
+    out: Annotated[Path, typer.Option(help="folder for the record and the checkpoint")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on from this run's checkpoint")] = False,
+    overwrite: Overwrite = False,
+    diagnose_every: Annotated[
+        int, typer.Option(help="steps between comparisons with the exact gradient; 0 = none")
+    ] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="a run and a record for each, one after the other, such as 1,2,3",
+            show_default="--seed alone",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with tables model and train, as an arm of a suite has; options given here win",
+            show_default="none",
+        ),
+    ] = None,
+    overrides: dict[str, Any],
+) -> None:
+    """Train one model, print a sample, write a record and a checkpoint."""
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.execution import left_to_do
+        from localgpt_core.experiments.specs import resolve_spec
+        from localgpt_core.experiments.suites import read_config
+        from localgpt_core.training.before import check_corpus
+        from localgpt_core.training.settings import RunSettings
+
+    settings = RunSettings(device=device, threads=threads, resume=resume, diagnose_every=diagnose_every)
+    numbers = None if seeds is None else _numbers(seeds, "seed" in overrides)
+    model, run = ({}, {}) if config is None else read_config(config)
+    text = text_of(corpus, load_corpus(corpus))
+    model_fields = {item.name for item in fields(LocalGPTConfig)}
+    model |= {name: value for name, value in overrides.items() if name in model_fields}
+    run |= {name: value for name, value in overrides.items() if name not in model_fields}
+    asked = [run] if numbers is None else [{**run, "seed": number} for number in numbers]
+    specs = [resolve_spec(preset, model, values, text) for values in asked]
+    for spec in specs:
+        check_corpus(spec.model, spec.train, text)
+        require_writable("out", out / f"{spec.digest}.safetensors")
+    failed = False
+    todo = left_to_do(specs, out, resume=resume, overwrite=overwrite)
+    for spec in specs:
+        if spec not in todo:
+            say(f"{_title(spec)}: finished before, record: {out / spec.digest}.json")
+    for spec in todo:
+        if len(specs) > 1:
+            tell(f"{_title(spec)}:")
+        done = _one(
+            spec, text, settings, preset, out, "--resume instead of --overwrite" if overwrite else "--resume"
+        )
+        failed |= not done
+    if failed:
+        raise typer.Exit(1)
+
+
+def _numbers(seeds: str, with_seed: bool) -> list[int]:
+    allowed = "must be different integers with commas between them, such as 1,2,3"
+    parts = [part.strip() for part in seeds.split(",")]
+    require(all(part.isascii() and part.isdecimal() for part in parts), "seeds", seeds, allowed)
+    numbers = [*map(int, parts)]
+    require(len({*numbers}) == len(numbers), "seeds", seeds, allowed)
+    require(not with_seed, "seeds", seeds, "--seed names another one; give either")
+    return numbers
+
+
+def _title(spec: RunSpec) -> str:
+    return f"{spec.model.method} seed {spec.seed}"
+
+
+def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: Path, to_go_on: str) -> bool:
+    """Make one run and say what came out; return whether it finished."""
+    from localgpt_core.experiments.execution import execute, steps_done
+
+    checkpoint = out / f"{spec.digest}.safetensors"
+    done = steps_done(checkpoint) if settings.resume else 0
+    with progress(spec.train.steps, _title(spec), done) as report:
+        settings = replace(settings, checkpoint=checkpoint, report=report)
+        record, result = execute(spec, text, settings, arm=spec.model.method, preset=preset, out=out)
+    if record is None:
+        tell(f"interrupted after step {result.steps_done}; checkpoint: {checkpoint}")
+        tell(f"the same command with {to_go_on} goes on")
+        raise typer.Exit(130)
+    path = record.write(out)
+    if record.status != "finished":
+        tell(f"{record.status}: {_first_line(record.error) or _diverged(record)}; record: {path}")
+        return False
+    tell(record.sample or _first_line(record.error))
+    losses = f"final validation loss {record.final_val_loss:.4f} nats per character, best"
+    speed = f"{record.wall_time_s:.0f} s, {record.tokens_per_s:.0f} tokens/s"
+    tell(f"\n{losses} {record.best_val_loss:.4f}; {speed}\nrecord: {path}\ncheckpoint: {checkpoint}")
+    if result.interrupted:
+        raise typer.Exit(130)
+    return True
+
+
+def _diverged(record: RunRecord) -> str:
+    steps = [*record.curves["step"], *record.curves["val_step"]]
+    return f"the loss was not finite at step {max(steps):.0f}"
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
