@@ -1,7 +1,6 @@
 """The commands that work on suites and records: run, table, verify, export, import."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -96,19 +95,21 @@ def verify(
     corpus: CorpusName | None = None,
     tolerance: Annotated[float, typer.Option(help="nats, where the machine differs")] = 0.02,
 ) -> None:
-    """Run a record's spec again and compare the curves."""
-    from localgpt_core.experiments.verification import check_tolerance, judge
+    """Make a recorded run again and compare all that a page can show of it."""
+    from localgpt_core.experiments.verification import check_tolerance, diagnose_every, judge
 
     check_tolerance(tolerance)
-    settings = RunSettings(device=device, threads=threads)
+    RunSettings(device=device, threads=threads)
     found = load_records(records, say)
     matching = [name for name in found if name.startswith(digest)]
     require(len(matching) == 1, "digest", digest, f"{len(matching)} of {len(found)} records match")
     recorded = found[matching[0]]
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
+    every = diagnose_every(recorded)
     with progress(spec.train.steps, f"verify {recorded.digest}") as report:
-        again, _ = execute(spec, load_corpus(corpus or spec.corpus), replace(settings, report=report))
+        settings = RunSettings(device=device, threads=threads, report=report, diagnose_every=every)
+        again, _ = execute(spec, load_corpus(corpus or spec.corpus), settings)
     if again is None:
         raise typer.Exit(130)
     verdict = judge(recorded, again, tolerance)
