@@ -86,7 +86,7 @@ def loss_curves(
     figure, axes = plt.subplots(1, len(shown), sharey=True, squeeze=False, figsize=size)
     for ax, quantity in zip(axes[0], shown, strict=True):
         for i, arm in enumerate(arms):
-            draw_seeds(ax, i, results.labels[arm], curves[curves["arm"] == arm], quantity, "val_loss")
+            draw_seeds(ax, i, results.label(arm), curves[curves["arm"] == arm], quantity, "val_loss")
         ax.set_xlabel(AXES[quantity] if len(shown) == 1 else fill(AXES[quantity], 22))
         if top is not None:
             ax.set_ylim(top=top)
@@ -112,7 +112,7 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         ax.plot(losses, [i] * len(losses), "|", color=style["color"], markersize=11, alpha=0.8)
         ax.errorbar(mean, i, xerr=half if half == half else None, color=style["color"], capsize=3)
         ax.plot(mean, i, marker=style["marker"], color=style["color"], markersize=7)
-        labels.append(fill(results.labels[arm], 24) + (f" ({failed} not finished)" if failed else ""))
+        labels.append(fill(results.label(arm), 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=LOSS)

@@ -1,6 +1,14 @@
-"""What the records say about a suite: one object that tables, figures and prose are made from."""
+"""What the records say about a suite: one object that tables, figures and prose are made from.
+
+A suite of one's own is a TOML file anywhere:
+
+    results = load_results("mine.toml", records="book/records")  # where localgpt run has put them
+    print(results.table())  # for people; results.frame() has the numbers
+    loss_curves(results, list(results.labels), results.floors()).savefig("curves.png")
+"""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from localgpt_core.common.validation import Refusal, require
-from localgpt_core.corpus.corpus import load_corpus
+from localgpt_core.corpus.corpus import Corpus, load_corpus
+from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.measure.diagnostics import Diagnostics
 from localgpt_core.report.tables import (
+    arm_frame,
     arm_table,
     interval,
     paired_difference,
@@ -49,6 +59,7 @@ class SuiteResults:
         runs: One row per recorded run, see `localgpt_core.report.tables.suite_runs`.
         records: The records by digest.
         planned: Number of runs the suite asks for.
+        corpus: Its text, for `floors`; None where these results were put together by hand.
 
     Raises:
         ValueError: If the runs of an arm differ in more than their seed, such as the kind of their device.
@@ -59,6 +70,7 @@ class SuiteResults:
     runs: pd.DataFrame
     records: dict[str, RunRecord]
     planned: int
+    corpus: Corpus | None = None
 
     def __post_init__(self) -> None:
         for arm, digests in self.runs.groupby("arm", sort=False)["digest"]:
@@ -71,13 +83,22 @@ class SuiteResults:
         """The label of each arm, in the suite's order."""
         return {arm.name: arm.label for arm in self.suite.arms}
 
+    def label(self, arm: str) -> str:
+        """Return the label of an arm.
+
+        Raises:
+            ValueError: If the suite has no such arm.
+        """
+        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        return self.labels[arm]
+
     def of_arm(self, arm: str) -> Iterator[RunRecord]:
         """Yield the records of an arm, by seed.
 
         Raises:
             ValueError: If the suite has no such arm.
         """
-        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        self.label(arm)
         return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
 
     def final_loss(self, arm: str) -> tuple[float, float, int]:
@@ -92,7 +113,7 @@ class SuiteResults:
             ValueError: If the suite has no such arm.
         """
         for name in (arm, reference):
-            require(name in self.labels, "arm", name, "allowed are " + ", ".join(self.labels))
+            self.label(name)
         return paired_difference(self.runs, arm, reference)
 
     def curves(self) -> pd.DataFrame:
@@ -147,7 +168,7 @@ class SuiteResults:
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence, with the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
-        labels = self.labels[arm], self.labels[reference]
+        labels = self.label(arm), self.label(reference)
         undecided = self._undecided(arm, reference, n)
         if undecided:
             return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
@@ -166,7 +187,13 @@ class SuiteResults:
         )
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
-        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
+        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
+
+        Raises:
+            ValueError: If the suite has no such arm; a suite that is not the book's has to name its own.
+        """
+        for name in (arm, worst, best):
+            self.label(name)
         losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
         low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
         shares = (100 * (low - own) / (low - high)).dropna()
@@ -188,8 +215,21 @@ class SuiteResults:
         return runs
 
     def table(self) -> pd.DataFrame:
-        """Return one row per arm; see `localgpt_core.report.tables.arm_table`."""
+        """Return one row per arm for people; see `localgpt_core.report.tables.arm_table`."""
         return arm_table(self.runs)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per arm as numbers, for code; see `localgpt_core.report.tables.arm_frame`."""
+        return arm_frame(self.runs)
+
+    def floors(self) -> dict[str, float]:
+        """Return the n-gram floors of the suite's text, see `localgpt_core.corpus.floors`.
+
+        Raises:
+            ValueError: If these results have no text.
+        """
+        require(self.corpus is not None, "corpus", self.corpus, "these results were made without a text")
+        return floors(self.corpus)
 
     def origin(self) -> str:
         """Return what made these results: runs, seeds, device and the command to make them again."""
@@ -201,7 +241,7 @@ class SuiteResults:
         return (
             f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
             f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
-            f"localgpt run book/suites/{self.suite.path.name}"
+            f"localgpt run {_as_typed(self.suite.path)}"
         )
 
 
@@ -221,21 +261,48 @@ def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, st
             yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
 
 
-def load_results(name: str, preset: str | None = None, device: str | None = None) -> SuiteResults:
-    """Return the recorded results of ``book/suites/<name>.toml``, from anywhere inside the checkout.
+def _as_typed(path: Path) -> str:
+    """Return a suite's path as a page shows it: the book's below the checkout, and no folder of a person."""
+    if path.parts[-3:-1] == ("book", "suites"):
+        return "/".join(path.parts[-3:])
+    return path.name if path.is_absolute() else path.as_posix()
 
-    ``preset`` asks for the runs that were made with another preset than the suite's own, ``device`` for those
-    that were made on ``"cpu"`` or ``"cuda"``.
+
+def load_results(
+    name: str | os.PathLike[str],
+    preset: str | None = None,
+    device: str | None = None,
+    *,
+    records: str | os.PathLike[str] | None = None,
+    corpus: str | Corpus | None = None,
+) -> SuiteResults:
+    """Return the recorded results of a suite.
+
+    Args:
+        name: The path of a TOML file, which ends in ``.toml``; or the name of a suite of the book,
+            ``book/suites/<name>.toml``, from anywhere inside the checkout.
+        preset: Asks for the runs that were made with another preset than the suite's own.
+        device: Asks for those that were made on ``"cpu"`` or ``"cuda"``.
+        records: Folder with the records; default: the book's, and for a path ``book/records`` below the
+            working directory, where ``localgpt run`` writes them.
+        corpus: The text, or a name or path for `load_corpus`, instead of the suite's own.
 
     Raises:
-        ValueError: For an unknown name, or an arm whose runs were made on several kinds of device.
+        ValueError: For a suite, a text or a folder of records that is not there, or an arm whose runs were
+            made on several kinds of device.
     """
-    folder = book_folder()
-    suite = read_suite(folder / "suites" / f"{name}.toml")
-    corpus = load_corpus(suite.corpus)
-    records = load_records(folder / "records")
+    if isinstance(name, os.PathLike) or name.endswith(".toml"):
+        path, folder = Path(name), Path(records or "book/records")
+    else:
+        book = book_folder()
+        path, folder = book / "suites" / f"{name}.toml", Path(records or book / "records")
+    suite = read_suite(path)
+    allowed = "no such folder; records= says where localgpt run has written"
+    require(folder.is_dir(), "records", str(folder), allowed)
+    text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
+    found = load_records(folder)
     if device is not None:
-        records = {d: r for d, r in records.items() if r.environment.get("device_type") == device}
-    runs = suite_runs(suite, records, corpus, preset)
-    planned = len(suite.plan(corpus, preset))
-    return SuiteResults(suite, preset or suite.preset, runs, records, planned)
+        found = {d: r for d, r in found.items() if r.environment.get("device_type") == device}
+    runs = suite_runs(suite, found, text, preset)
+    planned = len(suite.plan(text, preset))
+    return SuiteResults(suite, preset or suite.preset, runs, found, planned, text)
