@@ -20,11 +20,12 @@ from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import Suite, read_suite
-from localgpt_core.measure.diagnostics import Diagnostics
 from localgpt_core.report.tables import (
     arm_frame,
     arm_table,
+    as_typed,
     interval,
+    measured_values,
     paired_difference,
     require_alike,
     suite_runs,
@@ -46,7 +47,8 @@ def book_folder() -> Path:
         for candidate in (folder, folder / "book"):
             if (candidate / "suites").is_dir():
                 return candidate
-    raise Refusal(f"working directory {here.name!r}: must be inside the checkout, for book/suites")
+    allowed = "must be inside the checkout, for book/suites; or give the path of a .toml file"
+    raise Refusal(f"working directory {here.name!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,7 @@ class SuiteResults:
         return {arm.name: arm.label for arm in self.suite.arms}
 
     def label(self, arm: str) -> str:
-        """Return the label of an arm.
-
-        Raises:
-            ValueError: If the suite has no such arm.
-        """
+        """Return the label of an arm; ``ValueError`` if the suite has no such arm."""
         require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
         return self.labels[arm]
 
@@ -140,7 +138,7 @@ class SuiteResults:
         rows = []
         for arm, label in self.labels.items():
             for record in self.of_arm(arm):
-                for step, name, value in _measured(record.diagnostics, quantity):
+                for step, name, value in measured_values(record.diagnostics, quantity):
                     rows.append((arm, label, record.seed, step, name, math.nan if value is None else value))
         return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "name", "value"])
 
@@ -223,11 +221,7 @@ class SuiteResults:
         return arm_frame(self.runs)
 
     def floors(self) -> dict[str, float]:
-        """Return the n-gram floors of the suite's text, see `localgpt_core.corpus.floors`.
-
-        Raises:
-            ValueError: If these results have no text.
-        """
+        """Return the n-gram floors of the suite's text; ``ValueError`` if these results have none."""
         require(self.corpus is not None, "corpus", self.corpus, "these results were made without a text")
         return floors(self.corpus)
 
@@ -241,31 +235,8 @@ class SuiteResults:
         return (
             f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
             f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
-            f"localgpt run {_as_typed(self.suite.path)}"
+            f"localgpt run {as_typed(self.suite.path)}"
         )
-
-
-def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
-    """Yield step, name and value of one quantity."""
-    if quantity not in diagnostics:
-        return
-    steps, values = diagnostics["step"], diagnostics[quantity]
-    if isinstance(values, dict):
-        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
-        return
-    for step, value in zip(steps, values, strict=True):
-        by_block = value if isinstance(value, list) else None
-        if by_block is None:
-            yield step, "", value
-        else:
-            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
-
-
-def _as_typed(path: Path) -> str:
-    """Return a suite's path as a page shows it: the book's below the checkout, and no folder of a person."""
-    if path.parts[-3:-1] == ("book", "suites"):
-        return "/".join(path.parts[-3:])
-    return path.name if path.is_absolute() else path.as_posix()
 
 
 def load_results(

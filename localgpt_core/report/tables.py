@@ -1,7 +1,9 @@
 """Records as tables: one row per run, one row per arm, paired differences with their interval."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 from scipy import stats
@@ -10,15 +12,18 @@ from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord
 from localgpt_core.experiments.suites import Suite
+from localgpt_core.measure.diagnostics import Diagnostics
 
 __all__ = [
     "all_runs",
     "arm_frame",
     "arm_table",
+    "as_typed",
     "differing",
     "estimate",
     "for_people",
     "interval",
+    "measured_values",
     "paired_difference",
     "require_alike",
     "require_seeds_once",
@@ -109,6 +114,29 @@ def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
     tokens = record.curves["tokens"][-1] if record.curves.get("tokens") else math.nan
     row["tflops"] = tokens * record.flops_per_token / 1e12 if record.flops_per_token else math.nan
     return row
+
+
+def measured_values(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
+    """Yield step, name and value of one quantity."""
+    if quantity not in diagnostics:
+        return
+    steps, values = diagnostics["step"], diagnostics[quantity]
+    if isinstance(values, dict):
+        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
+        return
+    for step, value in zip(steps, values, strict=True):
+        by_block = value if isinstance(value, list) else None
+        if by_block is None:
+            yield step, "", value
+        else:
+            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
+
+
+def as_typed(path: Path) -> str:
+    """Return a suite's path as a page shows it: the book's below the checkout, and no folder of a person."""
+    if path.parts[-3:-1] == ("book", "suites"):
+        return "/".join(path.parts[-3:])
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def interval(values: list[float]) -> tuple[float, float]:
