@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import require, require_choice
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.model.gpt import LocalGPT
@@ -78,10 +78,17 @@ def loss_curves(
     ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"``,
     ``"tflops"`` or ``"seconds"``, or several of them, a panel each; the last needs the seconds of a training
     step of each arm.
+
+    Raises:
+        ValueError: For another ``x``, an arm that the suite does not have, or seconds without step times.
     """
+    shown = [x] if isinstance(x, str) else list(x)
+    for quantity in shown:
+        require_choice("x", quantity, AXES)
+    timed = "seconds" not in shown or bool({*arms} & {*(step_seconds or {})})
+    require(timed, "step_seconds", step_seconds, f"has no seconds of a step of {', '.join(arms)}")
     curves = results.curves()
     curves["seconds"] = curves["step"] * curves["arm"].map(dict(step_seconds or {}))
-    shown = [x] if isinstance(x, str) else list(x)
     size = (WIDTH, HEIGHT if len(shown) == 1 else 1.25 * HEIGHT)
     figure, axes = plt.subplots(1, len(shown), sharey=True, squeeze=False, figsize=size)
     for ax, quantity in zip(axes[0], shown, strict=True):

@@ -117,11 +117,12 @@ class SuiteResults:
     def curves(self) -> pd.DataFrame:
         """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
 
-        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations.
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. Runs that
+        broke down have none.
         """
         rows = []
         for arm, label in self.labels.items():
-            for record in self.of_arm(arm):
+            for record in (record for record in self.of_arm(arm) if record.curves):
                 spec = record.run_spec
                 step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
                 for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
@@ -230,7 +231,7 @@ class SuiteResults:
         if self.runs.empty:
             return f"No run of suite {self.suite.name} is recorded with preset {self.preset}."
         records = [self.records[digest] for digest in self.runs["digest"]]
-        devices = sorted({str(record.environment["device"]) for record in records})
+        devices = sorted({str(record.environment.get("device", "unknown")) for record in records})
         seeds = sorted({record.seed for record in records})
         return (
             f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "

@@ -1,13 +1,15 @@
 """A suite, a text and records of one's own, outside of the book: results, tables and every figure of them."""
 
+import dataclasses
 from pathlib import Path
 
 import matplotlib
 import pytest
-from toys import toy_text
+from toys import toy_record, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
+from localgpt_core.experiments.records import load_records
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.report import (
@@ -133,3 +135,23 @@ def test_what_is_not_there_is_named(here):
         load_results("mine", records="kept")
     with pytest.raises(ValueError, match="corpus='nothing.txt'"):
         load_results(Path("mine.toml"), records="kept", corpus="nothing.txt")
+
+
+def test_a_figure_that_cannot_be_drawn_says_what_it_needs(here):
+    found = load_results("mine.toml", records="kept")
+    with pytest.raises(ValueError, match="x='time': allowed are 'step', 'tflops', 'seconds'"):
+        loss_curves(found, ["plain"], {}, x="time")
+    with pytest.raises(ValueError, match="step_seconds=.*: has no seconds of a step of plain, mine"):
+        loss_curves(found, ["plain", "mine"], {}, x=["step", "seconds"], step_seconds={"other": 0.1})
+
+
+def test_a_run_that_broke_down_and_one_of_no_known_machine_are_results_too(here, tmp_path):
+    for record in load_records("kept").values():
+        dataclasses.replace(record, environment={}).write(tmp_path)
+    toy_record(record.run_spec, status="failed").write(tmp_path)
+    found = load_results("mine.toml", records=tmp_path)
+    assert len(found.runs) == 4 and found.curves()["seed"].nunique() == 2
+    assert found.frame()["not_finished"].sum() == 1
+    assert " on toy and unknown; " in found.origin()
+    assert final_losses(found, list(found.labels), {}).axes
+    assert loss_curves(found, list(found.labels), {}).axes
