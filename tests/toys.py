@@ -9,6 +9,7 @@ from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord
 from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.training import state as run_state
+from localgpt_core.training.step import learning_rate
 
 WORDS = "a rose by any other name would smell as sweet and so would I. what is in it?".split()
 
@@ -43,9 +44,36 @@ def toy_spec(seed: int = 1, **changes) -> RunSpec:
     return RunSpec(toy_model(**changes), toy_train(seed=seed), corpus.name, corpus.sha256)
 
 
+def toy_curves(
+    spec: RunSpec, final: float | None = 2.5, best: float | None = 2.25
+) -> dict[str, list[float | None]]:
+    """Return curves of ``spec`` with two training losses, that end with ``final`` and go down to ``best``.
+
+    Without ``final`` they end where the loss is no longer a number.
+    """
+    train = spec.train
+    steps = sorted({(train.steps + 1) // 2, train.steps})
+    evaluated = [s for s in range(train.steps + 1) if s % train.eval_interval == 0 or s == train.steps]
+    start = 3.25 if best is None or len(evaluated) > 2 else best
+    return {
+        "step": steps,
+        "tokens": [step * train.batch_size * spec.model.block_size for step in steps],
+        "lr": [float(f"{learning_rate(step - 1, train):.6g}") for step in steps],
+        "train_loss": [3.0, 2.5][-len(steps) :],
+        "val_step": evaluated,
+        "val_loss": [start, *[3.25 if best is None else best] * (len(evaluated) - 2), final],
+    }
+
+
 def toy_record(spec: RunSpec | None = None, **changes) -> RunRecord:
-    """Return a record as a finished run leaves it, with numbers that nobody measured."""
+    """Return a record as a run leaves it, with numbers that nobody measured and that fit each other.
+
+    What ``changes`` says is taken as it is.
+    """
     spec = spec or toy_spec()
+    status = changes.get("status", "finished")
+    final = changes.get("final_val_loss", 2.5 if status == "finished" else None)
+    best = changes.get("best_val_loss", 2.25 if final is None else min(2.25, final))
     record = RunRecord(
         digest=spec.digest,
         suite="toys",
@@ -54,25 +82,21 @@ def toy_record(spec: RunSpec | None = None, **changes) -> RunRecord:
         spec=spec.to_dict(),
         seed=spec.seed,
         status="finished",
-        final_val_loss=2.5,
-        best_val_loss=2.25,
+        final_val_loss=final,
+        best_val_loss=best,
         wall_time_s=12.0,
         tokens_per_s=1000.0,
         peak_memory_mib=100.0,
         flops_per_token=5000.0,
         parameters={"total": 1000, "trained": 900},
-        curves={
-            "step": [10, 20],
-            "tokens": [210, 420],
-            "lr": [1e-3, 1e-4],
-            "train_loss": [3.0, 2.5],
-            "val_step": [0, 20],
-            "val_loss": [3.25, 2.5],
-        },
+        curves=toy_curves(spec, final, best),
         sample="a rose",
         environment={"device": "toy", "threads": 1, "torch": "2", "python": "3"},
         provenance={"command": "localgpt", "start": "2026-01-01T00:00:00+00:00"},
     )
+    if status == "failed":
+        nothing = {"best_val_loss": None, "tokens_per_s": None, "flops_per_token": None, "sample": ""}
+        record = replace(record, **nothing, parameters={}, curves={}, error="MemoryError: none left")
     return replace(record, **changes)
 
 

@@ -1,7 +1,6 @@
 """The commands that work on suites and records: run, table, verify, export, import."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -87,30 +86,52 @@ def run(
 @commands.command()
 def table(
     suite: Annotated[
-        Path | None, typer.Argument(help="TOML file of a suite", show_default="all records")
+        Path | None, typer.Argument(help="TOML file of a suite", show_default="all records, as a list")
     ] = None,
     records: Records = RECORDS,
     preset: OtherPreset = None,
     corpus: OtherCorpus = None,
+    csv: Annotated[bool, typer.Option("--csv", help="numbers as CSV, for other programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="numbers as JSON, a list of rows")] = False,
 ) -> None:
-    """Print the recorded results: mean, spread and number of runs per arm."""
+    """Print what is recorded: mean, spread and number of runs per arm, or per spec with what differs.
+
+    Losses are in nats per character, beside the n-gram floors of texts that are at hand and small.
+    """
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.experiments.records import load_records
         from localgpt_core.experiments.suites import read_suite
-        from localgpt_core.report.tables import all_runs, arm_table, settings_last, suite_runs
-
+        from localgpt_core.report.runs import cheap_floors, run_frame, run_table, with_floors
+        from localgpt_core.report.tables import arm_frame, arm_table, settings_last, suite_runs
+    require(not (csv and json), "csv", csv, "or json, not both")
     found = load_records(records, say)
     if suite is None:
-        frame = all_runs(found)
+        require(len(found) > 0, "records", str(records), "has no records")
+        frame, shown = run_frame(found), found
+        people = run_table(frame)
     else:
         plan = read_suite(suite)
-        frame = suite_runs(plan, found, load_corpus(corpus or plan.corpus), preset)
+        text = load_corpus(corpus or plan.corpus)
+        runs = suite_runs(plan, found, text, preset)
+        shown = {digest: found[digest] for digest in runs["digest"]}
         mine = {d for d, r in found.items() if (r.suite, r.preset) == (plan.name, preset or plan.preset)}
-        if others := len(mine - {*frame["digest"]}):
+        if others := len(mine - {*shown}):
             say(f"not shown: {others} records of {plan.name} with a spec or a text that it does not ask for")
-    require(len(frame) > 0, "records", str(records), "has no records of this suite")
-    print(settings_last(arm_table(frame)).to_string(index=False))
+        require(len(runs) > 0, "records", str(records), "has no records of this suite")
+        shared = [r.suite or "localgpt train" for r in shown.values() if r.suite != plan.name]
+        if shared:
+            say(f"{len(shared)} of {len(shown)} runs were recorded by {', '.join(sorted({*shared}))}")
+        frame = arm_frame(runs).assign(corpus_sha256=text.sha256)
+        people = settings_last(arm_table(runs))
+    by_text = cheap_floors(shown)
+    if csv or json:
+        numbers = with_floors(frame, by_text)
+        print(numbers.to_csv(index=False) if csv else numbers.to_json(orient="records", indent=1), end="")
+        return
+    print(people.to_string(index=False))
+    for name, orders in by_text.values():
+        print(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
 
 
 @commands.command()
@@ -124,24 +145,26 @@ def verify(
         float, typer.Option(help="nats per character that losses may differ by on another machine")
     ] = 0.02,
 ) -> None:
-    """Run a record's spec again and compare the curves."""
+    """Make a recorded run again and compare all that a page can show of it."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.corpus.known import find_corpus
         from localgpt_core.experiments.execution import execute
         from localgpt_core.experiments.records import load_records
-        from localgpt_core.experiments.verification import check_tolerance, judge
+        from localgpt_core.experiments.verification import check_tolerance, diagnose_every, judge
         from localgpt_core.training.settings import RunSettings
 
     check_tolerance(tolerance)
-    settings = RunSettings(device=device, threads=threads)
+    RunSettings(device=device, threads=threads)  # refused before anything is looked for
     found = load_records(records, say)
     matching = [name for name in found if name.startswith(digest)]
     require(len(matching) == 1, "digest", digest, f"{len(matching)} of {len(found)} records match")
     recorded = found[matching[0]]
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
-    text = load_corpus(corpus or spec.corpus)
+    text = load_corpus(corpus) if corpus else find_corpus(spec.corpus, spec.corpus_sha256)
     spec.require_corpus(text)
+    settings = RunSettings(device=device, threads=threads, diagnose_every=diagnose_every(recorded))
     with progress(spec.train.steps, f"verify {recorded.digest}") as report:
         again, _ = execute(spec, text, replace(settings, report=report))
     if again is None:

@@ -10,9 +10,11 @@ Source of the layout and the split (90 % of the characters train): Karpathy, cha
 ``data/shakespeare_char``.
 """
 
+import codecs
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,17 +27,20 @@ import torch
 from localgpt_core.common.files import atomic_write
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, read_plays
-from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode, line_and_column
 
 __all__ = [
     "SHA256",
     "Corpus",
     "cache_folder",
     "load_corpus",
+    "place_of_text",
 ]
 
 TINY_SIZE = 1_115_394  # characters of Tiny Shakespeare
 BYTE_ORDER_MARK = "\ufeff"
+SURROGATE = re.compile("[\ud800-\udfff]")
+BLOCK = 1 << 16  # characters that are hashed at a time
 MIN_SIZE = 20  # both parts of the split then hold at least one pair of neighbours
 
 SHA256 = {
@@ -58,8 +63,8 @@ class Corpus:
         vocabulary: the V characters that may occur, sorted; a character's index is its integer.
 
     Raises:
-        ValueError: the text is too short to be split, or has a character outside the vocabulary; the
-            vocabulary is not sorted.
+        ValueError: the text is too short to be split, or has half a character (a lone surrogate) or one
+            outside the vocabulary; the vocabulary is not sorted.
 
     """
 
@@ -71,6 +76,10 @@ class Corpus:
         require(len(self.text) >= MIN_SIZE, "corpus", self.name, f"needs at least {MIN_SIZE} characters")
         canonical = "".join(sorted(set(self.vocabulary)))
         require(self.vocabulary == canonical, "vocabulary", self.vocabulary, "must be sorted and distinct")
+        if half := SURROGATE.search(self.vocabulary):
+            position = self.text.find(half[0])
+            where = line_and_column(self.text, position) if position >= 0 else "in the vocabulary"
+            raise Refusal(f"corpus {self.name!r} has half a character, {half[0]!r}: {where}")
         self.ids.setflags(write=False)  # encoded here, so that a foreign character is an error at once
 
     @cached_property
@@ -81,7 +90,10 @@ class Corpus:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the UTF-8 text, in hexadecimal."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, len(self.text), BLOCK):
+            digest.update(self.text[start : start + BLOCK].encode("utf-8"))
+        return digest.hexdigest()
 
     @property
     def vocab_size(self) -> int:
@@ -113,13 +125,14 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
     Args:
         name: ``"shakespeare"``, ``"tinyshakespeare"``, ``"complete"``, or the path of a UTF-8 text file,
             whose stem becomes the corpus's name and whose distinct characters its vocabulary. A byte order
-            mark at its start is left out; line ends are kept as they are, the ``\r`` of ``\r\n`` too.
+            mark at its start is left out; line ends are kept as they are, the ``\r`` of ``\r\n`` too. Its
+            place is noted in the cache folder, where `localgpt_core.corpus.known` finds it.
         path: where the user keeps Tiny Shakespeare; only with ``name="tinyshakespeare"``, which is otherwise
             taken from the cache or downloaded with pooch.
 
     Raises:
-        ValueError: no such corpus or file; not UTF-8; too short; data that differs from its SHA-256; a
-            package or a download that is missing.
+        ValueError: no such corpus or file; not UTF-8, or a NUL, by line and column; too short; data that
+            differs from its SHA-256; a package or a download that is missing.
 
     """
     tiny = name == "tinyshakespeare"
@@ -128,7 +141,9 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
         allowed = ", ".join(map(repr, SHA256))
         require(os.path.isfile(name), "corpus", name, f"allowed are {allowed} or the path of a text file")
         text = _decode(_read(name), name).removeprefix(BYTE_ORDER_MARK)
-        return Corpus(Path(name).stem, text, "".join(sorted(set(text))))
+        corpus = Corpus(Path(name).stem, text, "".join(sorted(set(text))))
+        _note_place(corpus, Path(name).absolute())
+        return corpus
     if path is not None:
         data = _read(path)
         same = _digest(data) == SHA256[name]
@@ -145,6 +160,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localgpt"
 
 
+def place_of_text(sha256: str) -> Path:
+    """Return the file that says where the text of that SHA-256 is."""
+    return cache_folder() / "texts" / sha256
+
+
+def _note_place(corpus: Corpus, path: Path) -> None:
+    note, place = place_of_text(corpus.sha256), os.fsencode(path)
+    with contextlib.suppress(OSError):  # nothing needs the note
+        if not note.exists() or note.read_bytes() != place:
+            atomic_write(note, place)
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -157,11 +184,21 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _decode(data: bytes, name: str) -> str:
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise Refusal(f"corpus {name!r} is UTF-16 by its first two bytes; save it as UTF-8")
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = data[error.start]
-        raise Refusal(f"corpus {name!r} is not UTF-8: byte {error.start} is {byte:#04x}") from None
+        start = error.start
+        before = data[data.rfind(b"\n", 0, start) + 1 : start].decode("utf-8")
+        line, column = data.count(b"\n", 0, start) + 1, len(before) + 1
+        raise Refusal(
+            f"corpus {name!r} is not UTF-8: byte {start} is {data[start]:#04x} (line {line}, column {column})"
+        ) from None
+    if (position := text.find("\0")) >= 0:
+        where = line_and_column(text, position)
+        raise Refusal(f"corpus {name!r} is no text: character {position} is NUL ({where})")
+    return text
 
 
 def _cached(name: str, make: Callable[[], bytes]) -> bytes:

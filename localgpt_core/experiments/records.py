@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.files import atomic_write
 from localgpt_core.common.validation import Refusal, require
+from localgpt_core.experiments.consistency import check_consistency
 from localgpt_core.experiments.specs import RunSpec
 
 __all__ = [
@@ -114,7 +115,8 @@ class RunRecord:
         """Return the record of a JSON text.
 
         Raises:
-            ValueError: If the text is damaged, has other fields, or its digest is not that of its spec.
+            ValueError: If the text is damaged, has other fields, its digest is not that of its spec, or two
+                of its numbers contradict each other, see `localgpt_core.experiments.consistency`.
         """
         try:
             values = json.loads(text)
@@ -124,7 +126,13 @@ class RunRecord:
         expected = {item.name for item in fields(cls)}
         odd = sorted(expected.symmetric_difference({*values} | ADDED_LATER))
         require(not odd, "fields", odd, "missing or unknown in a record")
-        return cls(**values)
+        record = cls(**values)
+        check_consistency(record)
+        return record
+
+    def as_kept(self) -> "RunRecord":
+        """Return the record with the digits that its file keeps; nothing is compared."""
+        return type(self)(**json.loads(self.to_json()))
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the record to ``folder/<digest>.json``, atomically, and return the path."""
@@ -211,7 +219,7 @@ def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
     """Add ``record`` unless that would replace one that says as much; return whether it was added."""
     known = records.get(record.digest)
     says_more = known is not None and bool(record.diagnostics) and not known.diagnostics
-    keep = known is None or known.status == "failed" or (says_more and record.status != "failed")
+    keep = known is None or known.status == "failed" or says_more
     if keep:
         records[record.digest] = record
     return keep

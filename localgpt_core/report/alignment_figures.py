@@ -47,7 +47,7 @@ def over_training(
         table = table[table["name"].str.contains(names)]
     figure, ax = plt.subplots()
     for i, arm in enumerate(arms):
-        draw_seeds(ax, i, results.labels[arm], table[table["arm"] == arm], "step", "value")
+        draw_seeds(ax, i, results.label(arm), table[table["arm"] == arm], "step", "value")
     if log:
         ax.set_yscale("log")
     else:
@@ -71,7 +71,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
     for ax, arm, found in zip(axes[0], arms, maps, strict=True):
         ax.set_facecolor("0.85")
         ax.grid(visible=False)
-        ax.set_title(fill(results.labels[arm], 60 // len(arms)), fontsize="small")
+        ax.set_title(fill(results.label(arm), 60 // len(arms)), fontsize="small")
         ax.set_xlabel("training step", fontsize="small")
         if found.empty:
             ax.set(xticks=[], yticks=[])

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import require, require_choice
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.model.gpt import LocalGPT
@@ -78,15 +78,22 @@ def loss_curves(
     ``top`` cuts the loss axis, so that the start of training does not hide its end. ``x`` is ``"step"``,
     ``"tflops"`` or ``"seconds"``, or several of them, a panel each; the last needs the seconds of a training
     step of each arm.
+
+    Raises:
+        ValueError: For another ``x``, an arm that the suite does not have, or seconds without step times.
     """
+    shown = [x] if isinstance(x, str) else list(x)
+    for quantity in shown:
+        require_choice("x", quantity, AXES)
+    timed = "seconds" not in shown or bool({*arms} & {*(step_seconds or {})})
+    require(timed, "step_seconds", step_seconds, f"has no seconds of a step of {', '.join(arms)}")
     curves = results.curves()
     curves["seconds"] = curves["step"] * curves["arm"].map(dict(step_seconds or {}))
-    shown = [x] if isinstance(x, str) else list(x)
     size = (WIDTH, HEIGHT if len(shown) == 1 else 1.25 * HEIGHT)
     figure, axes = plt.subplots(1, len(shown), sharey=True, squeeze=False, figsize=size)
     for ax, quantity in zip(axes[0], shown, strict=True):
         for i, arm in enumerate(arms):
-            draw_seeds(ax, i, results.labels[arm], curves[curves["arm"] == arm], quantity, "val_loss")
+            draw_seeds(ax, i, results.label(arm), curves[curves["arm"] == arm], quantity, "val_loss")
         ax.set_xlabel(AXES[quantity] if len(shown) == 1 else fill(AXES[quantity], 22))
         if top is not None:
             ax.set_ylim(top=top)
@@ -112,7 +119,7 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         ax.plot(losses, [i] * len(losses), "|", color=style["color"], markersize=11, alpha=0.8)
         ax.errorbar(mean, i, xerr=half if half == half else None, color=style["color"], capsize=3)
         ax.plot(mean, i, marker=style["marker"], color=style["color"], markersize=7)
-        labels.append(fill(results.labels[arm], 24) + (f" ({failed} not finished)" if failed else ""))
+        labels.append(fill(results.label(arm), 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=LOSS)

@@ -33,7 +33,7 @@ def places_over_training(results: SuiteResults, arms: Sequence[str], quantity: s
             (label,) = short_names([name])
             lines[label] = ax.plot(mean.index, mean, label=label, **style)[0]
             ax.fill_between(mean.index, by_step.min(), by_step.max(), color=style["color"], alpha=0.2, lw=0)
-        ax.set_title(fill(results.labels[arm], 60 // len(arms)), fontsize="small")
+        ax.set_title(fill(results.label(arm), 60 // len(arms)), fontsize="small")
         ax.set_xlabel("training step")
     axes[0, 0].set_ylabel(ylabel)
     if lines:

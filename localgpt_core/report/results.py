@@ -1,6 +1,14 @@
-"""What the records say about a suite: one object that tables, figures and prose are made from."""
+"""What the records say about a suite: one object that tables, figures and prose are made from.
+
+A suite of one's own is a TOML file anywhere:
+
+    results = load_results("mine.toml", records="book/records")  # where localgpt run has put them
+    print(results.table())  # for people; results.frame() has the numbers
+    loss_curves(results, list(results.labels), results.floors()).savefig("curves.png")
+"""
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,13 +16,16 @@ from pathlib import Path
 import pandas as pd
 
 from localgpt_core.common.validation import Refusal, require
-from localgpt_core.corpus.corpus import load_corpus
+from localgpt_core.corpus.corpus import Corpus, load_corpus
+from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import Suite, read_suite
-from localgpt_core.measure.diagnostics import Diagnostics
 from localgpt_core.report.tables import (
+    arm_frame,
     arm_table,
+    as_typed,
     interval,
+    measured_values,
     paired_difference,
     require_alike,
     suite_runs,
@@ -36,7 +47,8 @@ def book_folder() -> Path:
         for candidate in (folder, folder / "book"):
             if (candidate / "suites").is_dir():
                 return candidate
-    raise Refusal(f"working directory {here.name!r}: must be inside the checkout, for book/suites")
+    allowed = "must be inside the checkout, for book/suites; or give the path of a .toml file"
+    raise Refusal(f"working directory {here.name!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class SuiteResults:
         runs: One row per recorded run, see `localgpt_core.report.tables.suite_runs`.
         records: The records by digest.
         planned: Number of runs the suite asks for.
+        corpus: Its text, for `floors`; None where these results were put together by hand.
 
     Raises:
         ValueError: If the runs of an arm differ in more than their seed, such as the kind of their device.
@@ -59,6 +72,7 @@ class SuiteResults:
     runs: pd.DataFrame
     records: dict[str, RunRecord]
     planned: int
+    corpus: Corpus | None = None
 
     def __post_init__(self) -> None:
         for arm, digests in self.runs.groupby("arm", sort=False)["digest"]:
@@ -71,13 +85,18 @@ class SuiteResults:
         """The label of each arm, in the suite's order."""
         return {arm.name: arm.label for arm in self.suite.arms}
 
+    def label(self, arm: str) -> str:
+        """Return the label of an arm; ``ValueError`` if the suite has no such arm."""
+        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        return self.labels[arm]
+
     def of_arm(self, arm: str) -> Iterator[RunRecord]:
         """Yield the records of an arm, by seed.
 
         Raises:
             ValueError: If the suite has no such arm.
         """
-        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        self.label(arm)
         return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
 
     def final_loss(self, arm: str) -> tuple[float, float, int]:
@@ -92,17 +111,18 @@ class SuiteResults:
             ValueError: If the suite has no such arm.
         """
         for name in (arm, reference):
-            require(name in self.labels, "arm", name, "allowed are " + ", ".join(self.labels))
+            self.label(name)
         return paired_difference(self.runs, arm, reference)
 
     def curves(self) -> pd.DataFrame:
         """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
 
-        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations.
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. Runs that
+        broke down have none.
         """
         rows = []
         for arm, label in self.labels.items():
-            for record in self.of_arm(arm):
+            for record in (record for record in self.of_arm(arm) if record.curves):
                 spec = record.run_spec
                 step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
                 for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
@@ -119,7 +139,7 @@ class SuiteResults:
         rows = []
         for arm, label in self.labels.items():
             for record in self.of_arm(arm):
-                for step, name, value in _measured(record.diagnostics, quantity):
+                for step, name, value in measured_values(record.diagnostics, quantity):
                     rows.append((arm, label, record.seed, step, name, math.nan if value is None else value))
         return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "name", "value"])
 
@@ -147,7 +167,7 @@ class SuiteResults:
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence, with the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
-        labels = self.labels[arm], self.labels[reference]
+        labels = self.label(arm), self.label(reference)
         undecided = self._undecided(arm, reference, n)
         if undecided:
             return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
@@ -166,7 +186,13 @@ class SuiteResults:
         )
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
-        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n."""
+        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
+
+        Raises:
+            ValueError: If the suite has no such arm; a suite that is not the book's has to name its own.
+        """
+        for name in (arm, worst, best):
+            self.label(name)
         losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
         low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
         shares = (100 * (low - own) / (low - high)).dropna()
@@ -188,54 +214,67 @@ class SuiteResults:
         return runs
 
     def table(self) -> pd.DataFrame:
-        """Return one row per arm; see `localgpt_core.report.tables.arm_table`."""
+        """Return one row per arm for people; see `localgpt_core.report.tables.arm_table`."""
         return arm_table(self.runs)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per arm as numbers, for code; see `localgpt_core.report.tables.arm_frame`."""
+        return arm_frame(self.runs)
+
+    def floors(self) -> dict[str, float]:
+        """Return the n-gram floors of the suite's text; ``ValueError`` if these results have none."""
+        require(self.corpus is not None, "corpus", self.corpus, "these results were made without a text")
+        return floors(self.corpus)
 
     def origin(self) -> str:
         """Return what made these results: runs, seeds, device and the command to make them again."""
         if self.runs.empty:
             return f"No run of suite {self.suite.name} is recorded with preset {self.preset}."
         records = [self.records[digest] for digest in self.runs["digest"]]
-        devices = sorted({str(record.environment["device"]) for record in records})
+        devices = sorted({str(record.environment.get("device", "unknown")) for record in records})
         seeds = sorted({record.seed for record in records})
         return (
             f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
             f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
-            f"localgpt run book/suites/{self.suite.path.name}"
+            f"localgpt run {as_typed(self.suite.path)}"
         )
 
 
-def _measured(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
-    """Yield step, name and value of one quantity."""
-    if quantity not in diagnostics:
-        return
-    steps, values = diagnostics["step"], diagnostics[quantity]
-    if isinstance(values, dict):
-        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
-        return
-    for step, value in zip(steps, values, strict=True):
-        by_block = value if isinstance(value, list) else None
-        if by_block is None:
-            yield step, "", value
-        else:
-            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
+def load_results(
+    name: str | os.PathLike[str],
+    preset: str | None = None,
+    device: str | None = None,
+    *,
+    records: str | os.PathLike[str] | None = None,
+    corpus: str | Corpus | None = None,
+) -> SuiteResults:
+    """Return the recorded results of a suite.
 
-
-def load_results(name: str, preset: str | None = None, device: str | None = None) -> SuiteResults:
-    """Return the recorded results of ``book/suites/<name>.toml``, from anywhere inside the checkout.
-
-    ``preset`` asks for the runs that were made with another preset than the suite's own, ``device`` for those
-    that were made on ``"cpu"`` or ``"cuda"``.
+    Args:
+        name: The path of a TOML file, which ends in ``.toml``; or the name of a suite of the book,
+            ``book/suites/<name>.toml``, from anywhere inside the checkout.
+        preset: Asks for the runs that were made with another preset than the suite's own.
+        device: Asks for those that were made on ``"cpu"`` or ``"cuda"``.
+        records: Folder with the records; default: the book's, and for a path ``book/records`` below the
+            working directory, where ``localgpt run`` writes them.
+        corpus: The text, or a name or path for `load_corpus`, instead of the suite's own.
 
     Raises:
-        ValueError: For an unknown name, or an arm whose runs were made on several kinds of device.
+        ValueError: For a suite, a text or a folder of records that is not there, or an arm whose runs were
+            made on several kinds of device.
     """
-    folder = book_folder()
-    suite = read_suite(folder / "suites" / f"{name}.toml")
-    corpus = load_corpus(suite.corpus)
-    records = load_records(folder / "records")
+    if isinstance(name, os.PathLike) or name.endswith(".toml"):
+        path, folder = Path(name), Path(records or "book/records")
+    else:
+        book = book_folder()
+        path, folder = book / "suites" / f"{name}.toml", Path(records or book / "records")
+    suite = read_suite(path)
+    allowed = "no such folder; records= says where localgpt run has written"
+    require(folder.is_dir(), "records", str(folder), allowed)
+    text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
+    found = load_records(folder)
     if device is not None:
-        records = {d: r for d, r in records.items() if r.environment.get("device_type") == device}
-    runs = suite_runs(suite, records, corpus, preset)
-    planned = len(suite.plan(corpus, preset))
-    return SuiteResults(suite, preset or suite.preset, runs, records, planned)
+        found = {d: r for d, r in found.items() if r.environment.get("device_type") == device}
+    runs = suite_runs(suite, found, text, preset)
+    planned = len(suite.plan(text, preset))
+    return SuiteResults(suite, preset or suite.preset, runs, found, planned, text)

@@ -1,7 +1,9 @@
 """Records as tables: one row per run, one row per arm, paired differences with their interval."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
 from scipy import stats
@@ -10,16 +12,24 @@ from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord
 from localgpt_core.experiments.suites import Suite
+from localgpt_core.measure.diagnostics import Diagnostics
 
 __all__ = [
     "all_runs",
+    "arm_frame",
     "arm_table",
+    "as_typed",
+    "differing",
     "estimate",
+    "for_people",
     "interval",
+    "measured_values",
     "paired_difference",
     "require_alike",
     "require_seeds_once",
+    "run_row",
     "settings_last",
+    "settings_of",
     "show_table",
     "suite_runs",
 ]
@@ -42,7 +52,7 @@ def suite_runs(
         devices = dict.fromkeys(map(_device, own))
         for device in devices:
             name = arm.name if len(devices) == 1 else f"{arm.name} ({device})"
-            rows += [_row(name, arm.label, record) for record in own if _device(record) == device]
+            rows += [run_row(name, arm.label, record) for record in own if _device(record) == device]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -57,16 +67,16 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
         namesakes.setdefault((record.suite, record.arm, record.preset), []).append(record)
     rows = []
     for (suite, arm, preset), group in namesakes.items():
-        settings = [_settings(record) for record in group]
-        differing = _differing(settings)
+        settings = [settings_of(record) for record in group]
+        names = differing(settings)
         for record, own in zip(group, settings, strict=True):
-            words = ", ".join([preset, *(f"{name}={own[name]}" for name in differing)])
-            rows.append(_row(f"{suite}/{arm} ({words})", arm, record))
+            words = ", ".join([preset, *(f"{name}={own[name]}" for name in names)])
+            rows.append(run_row(f"{suite}/{arm} ({words})", arm, record))
     rows.sort(key=lambda row: (row["arm"], row["seed"]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _settings(record: RunRecord) -> dict[str, object]:
+def settings_of(record: RunRecord) -> dict[str, object]:
     """Return all that can change the result of a run but its seed."""
     spec = record.run_spec
     settings = {**asdict(spec.model), **asdict(spec.train)}
@@ -74,7 +84,8 @@ def _settings(record: RunRecord) -> dict[str, object]:
     return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}", "device": _device(record)}
 
 
-def _differing(settings: list[dict[str, object]]) -> list[str]:
+def differing(settings: list[dict[str, object]]) -> list[str]:
+    """Return the names of the settings that are not the same in all of ``settings``."""
     return [name for name in settings[0] if len({own[name] for own in settings}) > 1]
 
 
@@ -85,8 +96,8 @@ def _device(record: RunRecord) -> str:
 
 def require_alike(arm: str, records: list[RunRecord]) -> None:
     """Raise ``ValueError`` unless the runs of ``arm`` differ in nothing but their seed."""
-    differing = _differing([_settings(record) for record in records]) if records else []
-    require(not differing, "arm", arm, f"its runs differ in {', '.join(differing)} and have no mean")
+    names = differing([settings_of(record) for record in records]) if records else []
+    require(not names, "arm", arm, f"its runs differ in {', '.join(names)} and have no mean")
 
 
 def require_seeds_once(runs: pd.DataFrame, name: str, field: str = "arm") -> None:
@@ -95,13 +106,37 @@ def require_seeds_once(runs: pd.DataFrame, name: str, field: str = "arm") -> Non
     require(not twice, field, name, f"has several runs of seed {twice}, which have no mean")
 
 
-def _row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
+def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
+    """Return the row of one run, see `suite_runs`."""
     row = {"arm": arm, "label": label}
     for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
         row[name] = getattr(record, name)
     tokens = record.curves["tokens"][-1] if record.curves.get("tokens") else math.nan
     row["tflops"] = tokens * record.flops_per_token / 1e12 if record.flops_per_token else math.nan
     return row
+
+
+def measured_values(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
+    """Yield step, name and value of one quantity."""
+    if quantity not in diagnostics:
+        return
+    steps, values = diagnostics["step"], diagnostics[quantity]
+    if isinstance(values, dict):
+        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
+        return
+    for step, value in zip(steps, values, strict=True):
+        by_block = value if isinstance(value, list) else None
+        if by_block is None:
+            yield step, "", value
+        else:
+            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
+
+
+def as_typed(path: Path) -> str:
+    """Return a suite's path as a page shows it: the book's below the checkout, and no folder of a person."""
+    if path.parts[-3:-1] == ("book", "suites"):
+        return "/".join(path.parts[-3:])
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -114,11 +149,13 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(series.mean()), float(half)
 
 
-def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed.
+def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per arm as numbers, for code; `arm_table` is the same for people.
 
-    ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
-    long a run took says how busy its machine was; `localgpt_core.experiments.bench` measures time.
+    Columns: ``arm``; ``n``, the runs that finished; ``final_val_loss``, their mean, with ``half_width``, that
+    of its 95 % interval; ``best_val_loss``, the lowest; ``not_finished``, how many did not; ``tflops``, the
+    mean matmul work of a training run in 10^12 operations. Losses are in nats per character; what is not
+    there is NaN.
 
     Raises:
         ValueError: If an arm has two runs of one seed.
@@ -129,18 +166,41 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
         finished = group[group["status"] == "finished"]
         mean, half = interval(finished["final_val_loss"].tolist())
         best, cost = finished["best_val_loss"].min(), group["tflops"].mean()
-        rows.append(
-            {
-                "arm": arm,
-                "n": len(finished),
-                "final loss": "-" if math.isnan(mean) else f"{mean:.3f}",
-                "95 % ±": "-" if math.isnan(half) else f"{half:.3f}",
-                "best": "-" if math.isnan(best) else f"{best:.3f}",
-                "not finished": len(group) - len(finished),
-                "TFLOPs": "-" if math.isnan(cost) else f"{cost:.2f}",
-            }
-        )
-    return pd.DataFrame(rows)
+        lost = len(group) - len(finished)
+        rows.append((arm, len(finished), mean, half, best, lost, cost))
+    columns = ["arm", "n", "final_val_loss", "half_width", "best_val_loss", "not_finished", "tflops"]
+    kinds = dict.fromkeys(["final_val_loss", "half_width", "best_val_loss", "tflops"], float)
+    return pd.DataFrame(rows, columns=columns).astype(kinds)
+
+
+HEADINGS = {
+    "final_val_loss": ("final loss", 3),
+    "half_width": ("95 % ±", 3),
+    "best_val_loss": ("best", 3),
+    "not_finished": ("not finished", 0),
+    "tflops": ("TFLOPs", 2),
+}
+
+
+def for_people(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame of `arm_frame`'s columns with headings for people and rounded numbers as text."""
+    shown = frame.rename(columns={name: heading for name, (heading, _) in HEADINGS.items()})
+    for heading, digits in HEADINGS.values():
+        if digits:
+            shown[heading] = ["-" if math.isnan(x) else f"{x:.{digits}f}" for x in shown[heading]]
+    return shown
+
+
+def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed.
+
+    ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
+    long a run took says how busy its machine was; `localgpt_core.experiments.bench` measures time.
+
+    Raises:
+        ValueError: If an arm has two runs of one seed.
+    """
+    return for_people(arm_frame(runs))
 
 
 def settings_last(table: pd.DataFrame) -> pd.DataFrame:

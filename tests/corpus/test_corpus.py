@@ -235,7 +235,8 @@ def test_a_large_alphabet_takes_wider_integers():
 
 def test_a_foreign_character_is_named_with_its_position():
     corpus = Corpus("ab", "ab" * 10, "ab")
-    with pytest.raises(ValueError, match="character 'é' at position 2 is not one of the 2 allowed: 'ab'"):
+    message = r"character 'é' at position 2 \(line 1, column 3\) is not one of the 2 allowed: 'ab'"
+    with pytest.raises(ValueError, match=message):
         corpus.encode("abé")
     with pytest.raises(ValueError, match=r"character '\\x00' at position 0"):
         corpus.encode("\0")

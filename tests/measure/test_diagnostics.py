@@ -206,13 +206,6 @@ def test_a_record_with_diagnostics_goes_before_one_without(tmp_path, first, seco
     assert load_records(tmp_path)[toy_spec().digest].diagnostics == WITH["diagnostics"]
 
 
-@pytest.mark.parametrize(("first", "second"), [("a", "b"), ("b", "a")])
-def test_a_broken_run_with_diagnostics_goes_before_nothing(tmp_path, first, second):
-    toy_record().write(tmp_path / first)
-    toy_record(status="failed", final_val_loss=None, **WITH).write(tmp_path / second)
-    assert load_records(tmp_path)[toy_spec().digest].status == "finished"
-
-
 def test_an_import_brings_diagnostics_and_takes_none_away(tmp_path):
     bundle, root = tmp_path / "b.jsonl", tmp_path / "records"
     toy_record().write(root / "toys")

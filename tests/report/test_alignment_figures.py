@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from toys import toy_corpus, toy_record
+from toys import toy_corpus, toy_curves, toy_record
 
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.report import alignment_figures, results
@@ -82,10 +82,11 @@ def found(tmp_path, monkeypatch):
         if run.spec.seed > len(losses):
             continue
         loss = losses[run.spec.seed - 1]
-        curves = {"step": [20], "tokens": [5120], "val_step": [0, 20], "val_loss": [4.0, loss]}
+        curves = {**toy_curves(run.spec), "val_step": [0, 20], "val_loss": [4.0, loss]}
         extra = {"diagnostics": diagnostics(run.spec.seed)} if run.arm.name in ("fa", "close") else {}
         status = "finished" if loss else "diverged"
-        record = toy_record(run.spec, final_val_loss=loss, status=status, curves=curves, **extra)
+        ends = {"final_val_loss": loss, "best_val_loss": loss or 4.0, "status": status}
+        record = toy_record(run.spec, **ends, curves=curves, wall_time_s=60.0, **extra)
         record.write(tmp_path / "book" / "records" / "toys")
     return load_results("toys")
 

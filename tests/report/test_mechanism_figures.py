@@ -24,7 +24,8 @@ def test_places_have_a_line_each_and_arms_a_panel():
         ("a", 1, 0, "blocks.1.alpha_mlp", 0.5),
     ]
     table = pd.DataFrame(rows, columns=["arm", "seed", "step", "name", "value"])
-    results = SimpleNamespace(diagnostics=lambda quantity: table, labels={"a": "with gates", "b": "none"})
+    labels = {"a": "with gates", "b": "none"}
+    results = SimpleNamespace(diagnostics=lambda quantity: table, label=labels.get)
     figure = places_over_training(results, ["a", "b"], "gates", "gate")
     left, right = figure.axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[2.0, 5.0], [0.5]]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toys import toy_corpus, toy_model, toy_record
+from toys import toy_corpus, toy_curves, toy_model, toy_record
 
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.model.gpt import LocalGPT
@@ -43,11 +43,12 @@ def book(tmp_path, monkeypatch):
     (folder / "suites" / "toys.toml").write_text(SUITE)
     for run in read_suite(folder / "suites" / "toys.toml").plan(corpus):
         key = (run.arm.name, run.spec.seed)
-        curves = {"step": [20], "tokens": [420], "val_step": [0, 20], "val_loss": [4.0, LOSSES.get(key)]}
+        curves = {**toy_curves(run.spec), "val_step": [0, 20], "val_loss": [4.0, LOSSES.get(key)]}
+        best = LOSSES.get(key, 4.0)
         if key in LOSSES:
-            record = toy_record(run.spec, final_val_loss=LOSSES[key], curves=curves)
+            record = toy_record(run.spec, final_val_loss=best, best_val_loss=best, curves=curves)
         elif key == ("late", 1):
-            record = toy_record(run.spec, status="diverged", final_val_loss=None, curves=curves)
+            record = toy_record(run.spec, status="diverged", best_val_loss=best, curves=curves)
         else:
             continue
         record.write(folder / "records" / "toys")

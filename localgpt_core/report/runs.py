@@ -1,0 +1,86 @@
+"""All recorded runs as a list: those of one spec together, whatever their seed, and what tells them apart."""
+
+import math
+
+import pandas as pd
+
+from localgpt_core.corpus.known import cheap_corpus
+from localgpt_core.corpus.ngrams import floors
+from localgpt_core.experiments.records import RunRecord
+from localgpt_core.report.tables import arm_frame, differing, for_people, run_row, settings_of
+
+__all__ = ["cheap_floors", "run_frame", "run_table", "with_floors"]
+
+Floors = dict[str, tuple[str, dict[str, float]]]  # name and floors of a text by its SHA-256
+
+
+def run_frame(records: dict[str, RunRecord]) -> pd.DataFrame:
+    """Return one row per spec as numbers, the runs of all its seeds together.
+
+    Columns: ``suite`` (empty for the runs of ``localgpt train``), ``arm``, ``preset``; one for each field of
+    the configuration in which runs that are compared differ; ``seeds``, such as ``"1 2 3"``; those of
+    `localgpt_core.report.tables.arm_frame`; ``corpus_sha256``; ``settings``, the fields that tell the row
+    from those it is compared with. All runs of ``localgpt train`` are compared with each other, those of a
+    suite with their namesakes only: there the arm's name says the rest.
+    """
+    scopes: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records.values():
+        own = (record.suite,) if not record.suite else (record.suite, record.arm, record.preset)
+        scopes.setdefault(own, []).append(record)
+    rows, columns = [], {}
+    for scope in scopes.values():
+        named = all(record.arm == record.run_spec.model.method for record in scope)
+        names = [name for name in differing([*map(settings_of, scope)]) if name != "method" or not named]
+        columns |= dict.fromkeys(names)
+        groups: dict[tuple[object, ...], list[RunRecord]] = {}
+        for record in scope:
+            key = (record.suite, record.arm, record.preset, *(settings_of(record)[name] for name in names))
+            groups.setdefault(key, []).append(record)
+        for group in groups.values():
+            rows.append((group, ", ".join(f"{name}={settings_of(group[0])[name]}" for name in names)))
+    found = [_row(group, list(columns), settings) for group, settings in rows]
+    found.sort(key=lambda row: (row["suite"], row["arm"], row["preset"], row["settings"]))
+    return pd.DataFrame(found)
+
+
+def _row(group: list[RunRecord], names: list[str], settings: str) -> dict[str, object]:
+    group = sorted(group, key=lambda record: record.seed)
+    first = group[0]
+    numbers = arm_frame(pd.DataFrame([run_row("", "", record) for record in group])).iloc[0].to_dict()
+    del numbers["arm"]
+    own = settings_of(first)
+    return {
+        "suite": first.suite,
+        "arm": first.arm,
+        "preset": first.preset,
+        **{name: own[name] for name in names},
+        "seeds": " ".join(str(record.seed) for record in group),
+        **numbers,
+        "corpus_sha256": first.run_spec.corpus_sha256,
+        "settings": settings,
+    }
+
+
+def run_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a `run_frame` for people: rounded, with the settings that differ in words behind the numbers."""
+    shown = for_people(frame)
+    pairs = zip(shown["suite"], shown["arm"], strict=True)
+    shown.insert(0, "run", [f"{suite}/{arm}" if suite else arm for suite, arm in pairs])
+    numbers = ["n", "final loss", "95 % ±", "best", "not finished", "TFLOPs"]
+    kept = ["run", "preset", *numbers, "seeds", "settings"]
+    return shown[kept if shown["settings"].any() else kept[:-1]]
+
+
+def cheap_floors(records: dict[str, RunRecord]) -> Floors:
+    """Return name and n-gram floors, by SHA-256, of the records' texts that are here and small."""
+    texts = {r.run_spec.corpus_sha256: r.run_spec.corpus for r in records.values()}
+    found = {sha256: (name, cheap_corpus(name, sha256)) for sha256, name in texts.items()}
+    return {sha256: (name, floors(corpus)) for sha256, (name, corpus) in found.items() if corpus is not None}
+
+
+def with_floors(frame: pd.DataFrame, by_text: Floors) -> pd.DataFrame:
+    """Return a frame that has ``corpus_sha256`` with a column ``floor_bigram`` and so on for each order."""
+    orders = dict.fromkeys(order for _, values in by_text.values() for order in values)
+    own = [by_text.get(sha256, ("", {}))[1] for sha256 in frame["corpus_sha256"]]
+    columns = {order: [values.get(order, math.nan) for values in own] for order in orders}
+    return frame.assign(**{f"floor_{order}": values for order, values in columns.items()})

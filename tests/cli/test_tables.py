@@ -1,0 +1,125 @@
+"""What `localgpt table` prints, and how `localgpt verify` finds a run's own text."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from toys import toy_record, toy_spec, toy_text
+
+from localgpt_core.cli import commands as cli_module
+from localgpt_core.experiments.records import load_records
+
+SIZES = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --steps 2 --eval-interval 2".split()
+SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = [1]
+corpus = "toy.txt"
+model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
+train = { steps = 2, batch_size = 2, eval_interval = 2 }
+[arms.bp]
+"""
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Return a function that runs `localgpt`, as at a shell, in a folder with a text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCALGPT_CACHE", str(tmp_path / "cache"))
+    Path("toy.txt").write_text(toy_text())
+    Path("suite.toml").write_text(SUITE)
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["localgpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli_module.main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return run
+
+
+def train(cli, *options):
+    assert cli("train", "--corpus", "toy.txt", "--preset", "tiny", *SIZES, *options)[0] == 0
+
+
+def test_own_runs_are_a_list_with_what_differs_and_the_floors(cli):
+    for options in (["--seed", "1"], ["--seed", "2"], ["--method", "fa", "--lr", "0.01"]):
+        train(cli, *options)
+    status, out, err = cli("table", "--records", "runs")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 4 and lines[0].split()[0] == "run"
+    assert lines[1].split()[0] == "bp" and "1 2" in lines[1] and "lr=0.001" in lines[1]
+    assert lines[2].split()[0] == "fa" and "lr=0.01" in lines[2]
+    assert lines[3].startswith("floors of toy: uniform ") and "bigram " in lines[3]
+
+
+def test_numbers_are_csv_or_json_for_other_programs(cli):
+    train(cli, "--seed", "1")
+    (record,) = load_records("runs").values()
+    status, out, _ = cli("table", "--records", "runs", "--json")
+    (row,) = json.loads(out)
+    assert status == 0 and row["final_val_loss"] == record.final_val_loss and row["half_width"] is None
+    assert row["seeds"] == "1" and row["floor_bigram"] > 1
+    (same,) = csv.DictReader(io.StringIO(cli("table", "--records", "runs", "--csv")[1]))
+    assert same.keys() == row.keys() and float(same["final_val_loss"]) == record.final_val_loss
+    status, out, err = cli("table", "--records", "runs", "--csv", "--json")
+    assert (status, out) == (2, "") and "csv=True: or json, not both" in err
+
+
+def test_runs_that_another_suite_recorded_count_and_are_said(cli):
+    Path("other.toml").write_text(SUITE + '[arms.fa]\nmodel = { method = "fa" }\n')
+    assert cli("run", "suite.toml")[0] == 0 and cli("run", "other.toml")[0] == 0
+    status, out, err = cli("table", "other.toml")
+    assert status == 0 and err == "1 of 2 runs were recorded by suite\n"
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["bp", "1"], ["fa", "1"]]
+    rows = json.loads(cli("table", "other.toml", "--json")[1])
+    assert [(row["arm"], row["n"]) for row in rows] == [("bp", 1), ("fa", 1)]
+    assert cli("table", "suite.toml")[2] == ""
+
+
+def test_a_text_that_is_not_here_costs_the_floors_only(cli):
+    toy_record(toy_spec(), suite="").write("runs")
+    status, out, err = cli("table", "--records", "runs")
+    assert (status, err, len(out.splitlines())) == (0, "", 2)
+
+
+def test_verify_finds_the_text_of_a_run_by_its_digest(cli, tmp_path, monkeypatch):
+    train(cli)
+    (digest,) = load_records("runs")
+    records = ["--records", tmp_path / "runs"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, out, err = cli("verify", digest, *records)
+    assert status == 0 and out.startswith("agrees (same machine"), err
+    (tmp_path / "toy.txt").rename(tmp_path / "gone.txt")
+    status, out, err = cli("verify", digest, *records)
+    assert status == 2 and "corpus='toy': the text of this run was not loaded here before" in err
+    assert "--corpus FILE" in err and len(err.splitlines()) == 1
+    assert cli("verify", digest, *records, "--corpus", tmp_path / "gone.txt")[0] == 0
+
+
+def test_verify_repeats_the_diagnostics(cli):
+    train(cli, "--diagnose-every", "1", "--method", "fa")
+    (path,) = Path("runs").glob("*.json")
+    assert cli("verify", path.stem, "--records", "runs")[0] == 0
+    values = json.loads(path.read_text())
+    values["diagnostics"]["total_cosine"][1] *= 0.99
+    path.write_text(json.dumps(values))
+    status, out, _ = cli("verify", path.stem, "--records", "runs")
+    assert status == 1 and "diagnostics.total_cosine[1] recorded" in out
+
+
+def test_a_number_that_is_changed_by_hand_is_in_no_table(cli):
+    train(cli)
+    (path,) = Path("runs").glob("*.json")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"final_val_loss": values["final_val_loss"] - 0.5}))
+    status, out, err = cli("table", "--records", "runs")
+    assert (status, out) == (2, "")
+    assert f"record {path} is refused: final_val_loss=" in err and "the last of its curve is" in err
