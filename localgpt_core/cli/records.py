@@ -1,6 +1,7 @@
 """The commands that work on suites and records: run, table, verify, export, import."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
