@@ -132,7 +132,7 @@ def table(
         return
     print(people.to_string(index=False))
     for name, orders in by_text.values():
-        print(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
+        say(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
 
 
 @commands.command()

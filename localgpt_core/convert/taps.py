@@ -56,10 +56,10 @@ class Taps(threading.local):
 @torch.compiler.disable
 def _publish(output: str, logits: Tensor, waiting: dict[str, list[Tensor]]) -> Tensor:
     nodes = set(_graph(logits))
-    earlier = next((node.metadata[PUBLISHED] for node in nodes if PUBLISHED in node.metadata), None)
-    if earlier is not None:
+    earlier = sorted(node.metadata[PUBLISHED] for node in nodes if PUBLISHED in node.metadata)
+    if earlier:
         raise RuntimeError(
-            f"output layer {output!r}: called twice in one forward pass on what layer {earlier!r} computed; "
+            f"output layer {output!r}: called twice in one forward pass on what layer {earlier[0]!r} said; "
             "that layer would get the error of one call only: call it once, on both inputs together"
         )
     found = []

@@ -67,7 +67,7 @@ def run_table(frame: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(shown["suite"], shown["arm"], strict=True)
     shown.insert(0, "run", [f"{suite}/{arm}" if suite else arm for suite, arm in pairs])
     numbers = ["n", "final loss", "95 % ±", "best", "not finished", "TFLOPs"]
-    kept = ["run", "preset", *numbers, "seeds", "settings"]
+    kept = ["run", *numbers, "preset", "seeds", "settings"]
     return shown[kept if shown["settings"].any() else kept[:-1]]
 
 
