@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
 from localgpt_core.convert.taps import Taps
-from localgpt_core.convert.upkeep import Upkeep
+from localgpt_core.convert.upkeep import Upkeep, hook
 from localgpt_core.layers.between_steps import align, mirror, mirrored
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import RULES, RuleOptions
@@ -111,31 +111,10 @@ class Localized:
             for group in optimizer.param_groups:
                 if any(p is weight for p in group["params"]) and id(feedback) not in held:
                     group["params"].append(feedback)
-        steps = itertools.count(step + 1)
-
-        def before_step(optimizer: object, args: tuple, options: dict) -> tuple[tuple, dict] | None:
-            closure = options.get("closure") or (args[1] if len(args) > 1 else None)
-            if closure is None:
-                self.mirror_gradients()
-                return None
-
-            def mirrored() -> object:
-                loss = closure()
-                self.mirror_gradients()
-                return loss
-
-            return args[:1], options | {"closure": mirrored}
-
-        def after_step(*args: object) -> None:
-            self.align_feedback(*key, next(steps))
-
         if step == 0:
             self.align_feedback(*key, 0)
-        hooks = [
-            optimizer.register_step_pre_hook(before_step),
-            optimizer.register_step_post_hook(after_step),
-        ]
-        return lambda: [hook.remove() for hook in hooks] and None
+        steps = itertools.count(step + 1)
+        return hook(optimizer, self.mirror_gradients, lambda: self.align_feedback(*key, next(steps)))
 
     def _places(self) -> list[LocalLayer]:
         return list(dict.fromkeys(self.layers.values()))

@@ -59,8 +59,8 @@ def _publish(output: str, logits: Tensor, waiting: dict[str, list[Tensor]]) -> T
     earlier = sorted(node.metadata[PUBLISHED] for node in nodes if PUBLISHED in node.metadata)
     if earlier:
         raise RuntimeError(
-            f"output layer {output!r}: called twice in one forward pass on what layer {earlier[0]!r} said; "
-            "that layer would get the error of one call only: call it once, on both inputs together"
+            f"output layer {output!r}: called twice in one forward pass on what layer {earlier[0]!r} has "
+            "computed, which would get the error of one call only: call it once, on both inputs together"
         )
     found = []
     for layer, taps in waiting.items():

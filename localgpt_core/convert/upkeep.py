@@ -7,14 +7,16 @@ backward pass and a call that is owed was never made, one warning names it.
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from localgpt_core.layers.between_steps import some_entries
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import LearningRule
 
-__all__ = ["Upkeep"]
+__all__ = ["Upkeep", "hook"]
 
 CALLS = {
     "align_feedback": "localized.align_feedback(step) before every forward pass",
@@ -49,12 +51,11 @@ class Upkeep:
         """
         if not self.owed or not (layer.training and y.requires_grad and layer.weight.requires_grad):
             return
-        sample = layer.weight.detach().flatten()
-        sample = sample[:: max(1, len(sample) // 64)]
+        entries = some_entries(layer.weight)
         if self.watched is None:
-            self.watched, self.before = layer.place, sample.clone()
+            self.watched, self.before = layer.place, entries
             layer.weight.register_post_accumulate_grad_hook(self._note_backward)
-        elif self.watched == layer.place and self.went_back and not torch.equal(sample, self.before):
+        elif self.watched == layer.place and self.went_back and not torch.equal(entries, self.before):
             calls = " and ".join(CALLS[name] for name in self.owed)
             self.owed = []
             warnings.warn(
@@ -65,3 +66,37 @@ class Upkeep:
 
     def _note_backward(self, weight: Tensor) -> None:
         self.went_back = True
+
+
+def hook(
+    optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]
+) -> Callable[[], None]:
+    """Call ``before()`` when the gradients of a step are there, and ``after()`` when it is taken.
+
+    Where a step computes its gradients by a closure, they are there when that returns. Returns a function
+    that takes the hooks back.
+    """
+
+    def before_step(optimizer: torch.optim.Optimizer, args: tuple, named: dict) -> tuple[tuple, dict] | None:
+        closure = named.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            before()
+            return None
+
+        def then_before() -> object:
+            loss = closure()
+            before()
+            return loss
+
+        return args[:1], named | {"closure": then_before}
+
+    hooks = [
+        optimizer.register_step_pre_hook(before_step),
+        optimizer.register_step_post_hook(lambda *args: after()),
+    ]
+
+    def take_back() -> None:
+        for each in hooks:
+            each.remove()
+
+    return take_back

@@ -27,7 +27,7 @@ LOST = (
     "optimiser the feedback too (Localized.parameters(), LocalGPT.mirrored()), again if a tensor was replaced"
 )
 
-__all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error"]
+__all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error", "some_entries"]
 
 
 def feedback_places(network: nn.Module) -> Iterator[HoldsFeedback]:
@@ -110,10 +110,14 @@ def _identity(place: HoldsFeedback) -> tuple[int, int]:
     return id(place.weight), id(place.buffer)
 
 
+def some_entries(matrix: Tensor) -> Tensor:
+    """Return a copy of about 64 entries of ``matrix``, always the same, by which to see whether it moved."""
+    flat = matrix.detach().flatten()
+    return flat[:: max(1, len(flat) // 64)].clone()
+
+
 def _sample(place: HoldsFeedback) -> tuple[Tensor, Tensor]:
-    """Return some entries of the weight and the same ones of its feedback."""
-    rows = (matrix.detach().flatten() for matrix in (place.matrix, place.buffer))
-    return tuple(row[:: max(1, len(row) // 64)].clone() for row in rows)
+    return some_entries(place.matrix), some_entries(place.buffer)
 
 
 def _mirrors(place: HoldsFeedback) -> bool:
