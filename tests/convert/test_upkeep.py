@@ -103,6 +103,7 @@ def test_a_right_loop_is_told_nothing(name):
             before=localized.align_feedback,
             after=lambda step: localized.mirror_gradients(),
         )
+    assert not localized.upkeep.owed
 
 
 @pytest.mark.parametrize("name", MOVING)
@@ -117,6 +118,7 @@ def test_weights_that_are_loaded_and_evaluated_are_no_training(name):
         localized.module.eval()
         for _ in range(3):
             localized.module(normal(2, 3))
+    assert localized.upkeep.owed  # it goes on looking
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -135,6 +137,7 @@ def test_no_kind_of_module_is_told_anything_in_a_right_loop(kind):
             model(case.inputs()).square().mean().backward()
             localized.mirror_gradients()
             optimizer.step()
+        assert not localized.upkeep.owed
 
 
 # ------------------------------------------------------------ attach
