@@ -4,7 +4,6 @@ import copy
 import math
 import time
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     evaluate,
-    is_anchor,
     learning_rate,
     training_step,
 )
@@ -148,10 +146,12 @@ class RunState:
             total += model.config.fa_grape_start * alignment_flops(model, idx)
         if model.config.vq_init == "kmeans":
             total += codebook_fit_flops(model, idx, CODEBOOK_BATCHES)
-        steps = Counter((step >= config.vq_start, is_anchor(step, config)) for step in range(config.steps))
-        for (quantised, anchor), number in steps.items():
+        start = min(config.vq_start, config.steps)
+        for quantised, first, last in ((False, 0, start), (True, start, config.steps)):
             model.quantise(quantised)
-            total += number * step_flops(model, idx, targets, anchor)
+            anchors = self._anchors(last) - self._anchors(first)
+            for anchor, number in ((False, last - first - anchors), (True, anchors)):
+                total += number * step_flops(model, idx, targets, anchor) if number else 0
         model.quantise(True)
         return total
 

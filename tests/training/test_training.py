@@ -837,6 +837,18 @@ def test_the_flops_of_a_run_are_all_that_it_takes(model, config):
     assert flops_of_run(model, **config) == pytest.approx(flops_that_are_counted(model, **config), rel=1e-12)
 
 
+def test_a_run_of_a_thousand_million_steps_is_counted_without_going_through_them():
+    sizes = {"anchor_interval": 4, "vq_start": 500_000_000, "eval_interval": 1_000_000_000}
+    model = {"vq_codes": 6, "method": "dfa"}
+    long, short = (
+        RunState(
+            toy_model(**model), toy_train(steps=steps, **(sizes | start)), toy_corpus(), torch.device("cpu")
+        )
+        for steps, start in ((1_000_000_000, {}), (8, {"vq_start": 4}))
+    )
+    assert long.flops_per_token == pytest.approx(short.flops_per_token, rel=1e-12)
+
+
 def test_every_alignment_before_the_first_step_is_counted():
     one = alignment_flops(LocalGPT(toy_model(**ALIGNED_FIRST)), torch.zeros(3, 7, dtype=torch.long))
     without = flops_of_run({**ALIGNED_FIRST, "fa_grape_start": 0})
