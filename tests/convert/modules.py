@@ -10,7 +10,6 @@ Anything else fails.
 
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -339,9 +339,8 @@ def try_out(case: Case, method: str) -> tuple[str, dict[str, str]]:
     return "right", localized.exact
 
 
-def one_rank(rank: int, folder: str) -> None:
-    """Train the MLP for one backward pass on one of two processes, each with half of the batch."""
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def gradients_of_half_the_batch(rank: int) -> dict[str, dict[str, Tensor]]:
+    """Return by rule what two processes, each with half of the batch, agree on for the MLP."""
     found = {}
     for method in RULES:
         module, _ = CASES["mlp"].build()
@@ -351,16 +350,10 @@ def one_rank(rank: int, folder: str) -> None:
         localized.mirror_gradients()
         mirrored = {f"feedback {i}": b.grad for i, (_, b) in enumerate(localized.mirrored())}
         found[method] = {name.removeprefix("module."): g for name, g in gradients.items()} | mirrored
-    torch.save(found, f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
+    return found
 
 
-@cache
-def on_two_ranks() -> list[dict[str, dict[str, Tensor]]]:
-    """Return for each of two processes, by rule, the gradients that they have agreed on."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(one_rank, (folder,), nprocs=2)
-        return [torch.load(f"{folder}/{rank}") for rank in range(2)]
+on_two_ranks = cache(partial(on_ranks, gradients_of_half_the_batch))
 
 
 def try_out_on_two_ranks(method: str) -> tuple[str, dict[str, str]]:
