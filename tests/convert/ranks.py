@@ -1,6 +1,7 @@
 """A function on several processes that talk through Gloo, as `torchrun` starts them, with a bounded wait."""
 
 import faulthandler
+import gc
 import os
 import socket
 import tempfile
@@ -31,6 +32,7 @@ def one_rank(rank: int, ranks: int, folder: str, function: Callable, arguments: 
     distributed.all_reduce(met)
     Path(folder, f"met {rank}").touch()
     torch.save(function(rank, *arguments), f"{folder}/{rank}")
+    gc.collect()  # a DDP model that outlives its process group is freed under the GIL, and may wait for ever
     distributed.destroy_process_group()
     faulthandler.cancel_dump_traceback_later()
 
