@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["LocalFunction"]
+__all__ = ["LocalFunction", "TransformableFunction"]
 
 INSTEAD = "inside localgpt_core.common.exact_derivatives(model) torch's own operations take its place"
 
@@ -46,6 +46,20 @@ class LocalFunction(torch.autograd.Function):
                 raise
         problem = "has a backward pass only: no forward mode and no torch.func"
         raise NotImplementedError(f"{cls.__name__} {problem}; {INSTEAD}")
+
+
+class TransformableFunction(torch.autograd.Function):
+    """An autograd Function for ``torch.func`` as well: ``forward`` without ctx, and ``setup_context``."""
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Return what the forward pass returns."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        # Past torch's Function.apply, which binds the arguments to names: longer than a small matrix product.
+        return super(torch.autograd.Function, cls).apply(*args)
 
 
 class _SecondDerivative(torch.autograd.Function):

@@ -12,11 +12,11 @@ F as matrices (out x in / groups * kh * kw): so rules, their feedback and its al
 `LocalLinear`. An error at the network's output has no place in the image; such a rule is refused.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from localgpt_core.common.functions import TransformableFunction
 from localgpt_core.common.validation import require
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import LearningRule, RuleOptions
@@ -26,10 +26,8 @@ __all__ = ["LocalConv2d", "LocalConv2dFunction"]
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 
 
-class LocalConv2dFunction(torch.autograd.Function):
+class LocalConv2dFunction(TransformableFunction):
     """``apply(x, weight, bias, buffer, rule, geometry) -> y`` with stride, padding, dilation and groups."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from localgpt_core.common.functions import TransformableFunction
 from localgpt_core.common.modes import autocast_dtype, recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
@@ -43,13 +44,16 @@ def missing_error(place: int | str) -> RuntimeError:
     )
 
 
-class LocalLinearFunction(torch.autograd.Function):
+def as_rows(x: Tensor | None) -> Tensor | None:
+    """Return x (..., n) as a matrix of rows of width n."""
+    return None if x is None else x.reshape(-1, x.shape[-1])
+
+
+class LocalLinearFunction(TransformableFunction):
     """``apply(x, weight, bias, buffer, rule, tap_features, place) -> (y, tap)``; no tap for a local error.
 
     Shapes: x (..., in), y (..., out), tap (..., tap_features). ``place`` names the layer in messages.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -80,27 +84,26 @@ class LocalLinearFunction(torch.autograd.Function):
         """Return the gradients of (x, weight, bias)."""
         x, weight, buffer = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
+        rows, tap_rows = as_rows(grad_output), as_rows(tap_error)
         if ctx.needs_input_grad[0]:
-            error = tap_error if ctx.has_tap else grad_output
+            error = tap_rows if ctx.has_tap else rows
             if error is None:
                 raise missing_error(ctx.place)
-            grad_input = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
+            grad_rows = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
+            grad_input = grad_rows.view(x.shape)
         if grad_output is not None:
-            rows = grad_output.reshape(-1, grad_output.shape[-1])
             if ctx.needs_input_grad[1]:
-                grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
+                grad_weight = rows.T @ as_rows(x)
             if ctx.needs_input_grad[2]:
                 grad_bias = rows.sum(dim=0)
         return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
-class _PublishError(torch.autograd.Function):
+class _PublishError(TransformableFunction):
     """A copy of the logits whose backward gives their gradient to every tap as well.
 
     A copy, so that whoever changes the logits in place changes nothing that another node has kept.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor, *taps: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ CASES = {
     "_FeedbackPointFunction": {"": (point(False), (x(),)), "norm": (point(True), (x(),))},
 }
 # They stand for others, and are neither differentiated nor refused themselves.
-PARTS = {"LocalFunction", "_SecondDerivative"}
+PARTS = {"LocalFunction", "TransformableFunction", "_SecondDerivative"}
 USES = {f"{name}-{use}": (name, *case) for name, uses in CASES.items() for use, case in uses.items()}
 every_use = pytest.mark.parametrize("use", USES)
 
