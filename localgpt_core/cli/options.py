@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from localgpt_core.corpus.corpus import Corpus
 
 __all__ = [
+    "BOOK_RECORDS",
     "CorpusName",
     "Device",
     "OtherCorpus",
     "OtherPreset",
     "Overwrite",
     "Preset",
+    "Records",
     "Threads",
     "require_absent",
     "say",
@@ -48,6 +50,8 @@ OtherCorpus = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Threads = Annotated[int, typer.Option(help="number of CPU threads of each run")]
+Records = Annotated[Path, typer.Option(help="folder with all records")]
+BOOK_RECORDS = Path("book/records")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
 
 
@@ -75,6 +79,8 @@ def _panel(item: Field) -> str:
 
 
 def _help(item: Field) -> str:
+    if item.name == "lr":
+        return f"{item.metadata['help']}; auto = the best one recorded for the rule, else the preset's"
     if item.name != "method":
         return item.metadata["help"]
     return "\n\n".join([item.metadata["help"], *(f"{name}: {RULES.summary(name)}" for name in RULES)])
@@ -90,6 +96,8 @@ def _default(item: Field) -> str:
     """Return the default of a field as the help shows it, for each preset where they differ."""
     if item.name == "vocab_size":
         return "the corpus's"
+    if item.name == "lr":
+        return "auto, or that of --config"
     given = {name: (model | train).get(item.name, item.default) for name, (model, train) in PRESETS.items()}
     if len({*given.values()}) == 1:
         return _shown(given.popitem()[1])
@@ -98,8 +106,13 @@ def _default(item: Field) -> str:
 
 def _option_of(item: Field) -> inspect.Parameter:
     """Return the command-line option of a configuration field; its default is the preset's."""
-    kind = int if item.name == "feedback_seed" else type(item.default)
-    option = typer.Option(help=_help(item), show_default=_default(item), rich_help_panel=_panel(item))
+    kind = {"feedback_seed": int, "lr": str}.get(item.name, type(item.default))
+    option = typer.Option(
+        help=_help(item),
+        show_default=_default(item),
+        rich_help_panel=_panel(item),
+        metavar="FLOAT|auto" if item.name == "lr" else None,
+    )
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from localgpt_core.cli.options import (
+    BOOK_RECORDS,
     Device,
     OtherCorpus,
     OtherPreset,
     Overwrite,
+    Records,
     Threads,
     require_absent,
     say,
@@ -26,10 +28,6 @@ __all__ = ["commands"]
 
 commands = typer.Typer()
 
-RECORDS = Path("book/records")
-
-Records = Annotated[Path, typer.Option(help="folder with all records")]
-
 
 @commands.command()
 def run(
@@ -42,7 +40,7 @@ def run(
         float | None,
         typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
     ] = None,
-    records: Records = RECORDS,
+    records: Records = BOOK_RECORDS,
     out: Annotated[
         Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
     ] = None,
@@ -89,7 +87,7 @@ def table(
     suite: Annotated[
         Path | None, typer.Argument(help="TOML file of a suite", show_default="all records, as a list")
     ] = None,
-    records: Records = RECORDS,
+    records: Records = BOOK_RECORDS,
     preset: OtherPreset = None,
     corpus: OtherCorpus = None,
     csv: Annotated[bool, typer.Option("--csv", help="numbers as CSV, for other programs")] = False,
@@ -138,7 +136,7 @@ def table(
 @commands.command()
 def verify(
     digest: Annotated[str, typer.Argument(help="digest of a record, or its beginning")],
-    records: Records = RECORDS,
+    records: Records = BOOK_RECORDS,
     device: Device = "cpu",
     threads: Threads = 1,
     corpus: OtherCorpus = None,
@@ -151,16 +149,14 @@ def verify(
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.corpus.known import find_corpus
         from localgpt_core.experiments.execution import execute
-        from localgpt_core.experiments.records import load_records
+        from localgpt_core.experiments.records import load_records, matching
         from localgpt_core.experiments.verification import check_tolerance, diagnose_every, judge
         from localgpt_core.training.settings import RunSettings
 
     check_tolerance(tolerance)
     RunSettings(device=device, threads=threads)  # refused before anything is looked for
     found = load_records(records, say)
-    matching = [name for name in found if name.startswith(digest)]
-    require(len(matching) == 1, "digest", digest, f"{len(matching)} of {len(found)} records match")
-    recorded = found[matching[0]]
+    recorded = found[matching(digest, found)]
     require(recorded.status != "failed", "digest", digest, "is the record of a run that broke down")
     spec = recorded.run_spec
     text = load_corpus(corpus) if corpus else find_corpus(spec.corpus, spec.corpus_sha256)
@@ -179,7 +175,7 @@ def verify(
 @commands.command("export")
 def export_records(
     bundle: Annotated[Path, typer.Argument(help="jsonl file to write")],
-    records: Records = RECORDS,
+    records: Records = BOOK_RECORDS,
     overwrite: Overwrite = False,
 ) -> None:
     """Put all records into one jsonl file."""
@@ -196,7 +192,7 @@ def export_records(
 @commands.command("import")
 def import_records(
     bundle: Annotated[Path, typer.Argument(help="jsonl file of localgpt export")],
-    records: Records = RECORDS,
+    records: Records = BOOK_RECORDS,
 ) -> None:
     """Take the records of a jsonl file into the folder of records; a damaged line is named and left out."""
     with starting():

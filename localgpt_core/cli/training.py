@@ -20,8 +20,9 @@ from localgpt_core.cli.options import (
 from localgpt_core.cli.progress import progress
 from localgpt_core.cli.streams import say, starting, tell
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.config import preset as configurations
 
 if TYPE_CHECKING:
     from localgpt_core.corpus.corpus import Corpus
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+AUTO = "auto"  # the learning rate that a search recorded
 
 
 @commands.command()
@@ -69,17 +72,13 @@ def train(
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.experiments.execution import left_to_do
         from localgpt_core.experiments.specs import resolve_spec
-        from localgpt_core.experiments.suites import read_config
         from localgpt_core.training.before import check_corpus
         from localgpt_core.training.settings import RunSettings
 
     settings = RunSettings(device=device, threads=threads, resume=resume, diagnose_every=diagnose_every)
     numbers = None if seeds is None else _numbers(seeds, "seed" in overrides)
-    model, run = ({}, {}) if config is None else read_config(config)
     text = text_of(corpus, load_corpus(corpus))
-    model_fields = {item.name for item in fields(LocalGPTConfig)}
-    model |= {name: value for name, value in overrides.items() if name in model_fields}
-    run |= {name: value for name, value in overrides.items() if name not in model_fields}
+    model, run, source = _fields(preset, config, overrides, text.vocab_size)
     asked = [run] if numbers is None else [{**run, "seed": number} for number in numbers]
     specs = [resolve_spec(preset, model, values, text) for values in asked]
     for spec in specs:
@@ -87,6 +86,8 @@ def train(
         require_writable("out", out / f"{spec.digest}.safetensors")
     failed = False
     todo = left_to_do(specs, out, resume=resume, overwrite=overwrite)
+    if source:
+        say(source)
     for spec in specs:
         if spec not in todo:
             say(f"{_title(spec)}: finished before, record: {out / spec.digest}.json")
@@ -99,6 +100,30 @@ def train(
         failed |= not done
     if failed:
         raise typer.Exit(1)
+
+
+def _fields(
+    preset: str, config: Path | None, overrides: dict[str, Any], vocab_size: int
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return the fields of the model and of the run, and where a learning rate that nobody named comes from."""
+    from localgpt_core.config.rates import recorded_rate
+    from localgpt_core.experiments.suites import read_config
+
+    model, run = ({}, {}) if config is None else read_config(config)
+    rate = overrides.pop("lr", AUTO if config is None else None)
+    model_fields = {item.name for item in fields(LocalGPTConfig)}
+    model |= {name: value for name, value in overrides.items() if name in model_fields}
+    run |= {name: value for name, value in overrides.items() if name not in model_fields}
+    if rate is None:
+        return model, run, ""
+    if rate == AUTO:
+        run.pop("lr", None)
+        found = recorded_rate(preset, *configurations(preset, {"vocab_size": vocab_size, **model}, run))
+        return model, {**run, "lr": found.lr}, f"lr={found.lr:g}, {found.source}"
+    try:
+        return model, {**run, "lr": float(rate)}, ""
+    except ValueError:
+        raise Refusal(f"lr={rate!r}: must be a number or {AUTO}") from None
 
 
 def _numbers(seeds: str, with_seed: bool) -> list[int]:
@@ -133,12 +158,27 @@ def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: P
         tell(f"{record.status}: {_first_line(record.error) or _diverged(record)}; record: {path}")
         return False
     tell(record.sample or _first_line(record.error))
+    tell(_curve(record, text))
     losses = f"final validation loss {record.final_val_loss:.4f} nats per character, best"
     speed = f"{record.wall_time_s:.0f} s, {record.tokens_per_s:.0f} tokens/s"
-    tell(f"\n{losses} {record.best_val_loss:.4f}; {speed}\nrecord: {path}\ncheckpoint: {checkpoint}")
+    tell(f"{losses} {record.best_val_loss:.4f}; {speed}\nrecord: {path}\ncheckpoint: {checkpoint}")
     if result.interrupted:
         raise typer.Exit(130)
     return True
+
+
+def _curve(record: RunRecord, text: Corpus) -> str:
+    """Return the validation curve of a finished run and the floors it is below, or why there is none."""
+    from localgpt_core.cli.curves import drawn, floors_passed
+    from localgpt_core.corpus.known import CHEAP
+    from localgpt_core.corpus.ngrams import floors
+
+    try:
+        curve = drawn({"validation loss": (record.curves["val_step"], record.curves["val_loss"])}, "nats")
+        passed = floors_passed(record.final_val_loss, floors(text)) if len(text.text) <= CHEAP else ""
+    except Exception as error:
+        return f"no curve: {type(error).__name__}: {error}"
+    return "\n".join(["", *filter(None, (curve, passed))])
 
 
 def _diverged(record: RunRecord) -> str:

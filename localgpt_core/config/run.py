@@ -33,7 +33,12 @@ class TrainConfig:
     beta2: float = option(0.99, "AdamW's second moment decay", within="[0, 1)")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only", within="[0, inf)")
     grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping", within="[0, inf)")
-    eval_interval: int = option(250, "steps between evaluations on the whole validation split", minimum=1)
+    eval_interval: int = option(250, "steps between evaluations on the validation split", minimum=1)
+    eval_iters: int = option(
+        0,
+        "batches of an evaluation, spread evenly over the validation split; 0 = the whole split",
+        minimum=0,
+    )
     freeze_body: bool = option(False, "control: train embeddings and head only")
     anchor_interval: int = option(
         0,

@@ -11,9 +11,9 @@ from pathlib import Path
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import SHA256, Corpus, cache_folder, load_corpus, place_of_text
 
-__all__ = ["cheap_corpus", "find_corpus", "known_text"]
+__all__ = ["CHEAP", "cheap_corpus", "find_corpus", "known_text"]
 
-CHEAP = 4_000_000  # bytes, for which the n-gram floors take a few seconds
+CHEAP = 4_000_000  # bytes or characters, for which the n-gram floors take a few seconds
 
 
 def known_text(sha256: str) -> Path | None:

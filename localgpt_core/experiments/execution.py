@@ -24,7 +24,8 @@ from localgpt_core.corpus.vocabulary import decode, encode, first_prompt
 from localgpt_core.experiments.records import RunRecord, read_record
 from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.training.checkpoints import load_checkpoint
+from localgpt_core.training.checkpoints import Checkpoint, load_checkpoint
+from localgpt_core.training.longer import lengthened
 from localgpt_core.training.loop import TrainResult, train
 from localgpt_core.training.settings import RunSettings
 
@@ -63,11 +64,14 @@ def left_to_do(
 ) -> list[RunSpec]:
     """Return the runs that are to be made in the folder ``out``, where none may destroy another.
 
-    These are all of them, but with ``resume``, of several, only those that are not finished.
+    These are all of them, but with ``resume``, of several, only those that are not finished. A run that has
+    nothing there begins, with ``resume``, with the longest finished one that is the same but for its steps:
+    its checkpoint is written.
 
     Raises:
         ValueError: With neither ``resume`` nor ``overwrite`` for a run that has a checkpoint or a record
-            there, with ``resume`` where nothing is left to do, or nothing was begun, and with both.
+            there, with ``resume`` where nothing is left to do, nothing was begun, or a shorter run cannot be
+            made longer, and with both.
     """
     require(not (resume and overwrite), "resume", resume, "goes on with a run, overwrite starts it again")
     if overwrite:
@@ -85,9 +89,30 @@ def left_to_do(
     left = [spec for spec, places in zip(specs, files, strict=True) if not _is_over(spec, *places)]
     allowed = "is that of this finished run; --overwrite starts it again"
     require(bool(left), "record", str(files[-1][1]), allowed)
-    begun = any(checkpoint.is_file() for checkpoint, _ in files)
+    new = [spec for spec in left if not (out / f"{spec.digest}.safetensors").is_file()]
+    longer = [found for spec in new if (found := _lengthened(spec, out)) is not None]
+    begun = longer or any(checkpoint.is_file() for checkpoint, _ in files)
     require(begun, "resume", str(files[0][0]), "this run has no checkpoint")
+    for checkpoint in longer:
+        checkpoint.write()
     return left
+
+
+def _lengthened(spec: RunSpec, out: Path) -> Checkpoint | None:
+    """Return the checkpoint of ``spec`` after the longest finished run in ``out`` that differs in steps."""
+    found = []
+    for path in out.glob("*.json"):
+        record = _finished(path)
+        steps = record.run_spec.train.steps if record is not None else spec.train.steps
+        if steps < spec.train.steps and path.with_suffix(".safetensors").is_file():
+            same = replace(spec, train=replace(spec.train, steps=steps)) == record.run_spec
+            found += [(steps, path.with_suffix(".safetensors"))] if same else []
+    if not found:
+        return None
+    steps, path = max(found)
+    checkpoint = load_checkpoint(path)
+    checkpoint.require_same_run(spec.model, replace(spec.train, steps=steps), spec.corpus_sha256)
+    return lengthened(checkpoint, spec.train.steps, out / f"{spec.digest}.safetensors")
 
 
 def steps_done(checkpoint: Path) -> int:

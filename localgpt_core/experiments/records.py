@@ -6,7 +6,7 @@ import math
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ __all__ = [
     "export_bundle",
     "import_bundle",
     "load_records",
+    "matching",
     "read_record",
 ]
 
@@ -223,6 +224,17 @@ def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
     if keep:
         records[record.digest] = record
     return keep
+
+
+def matching(beginning: str, records: Collection[str]) -> str:
+    """Return the digest of ``records`` that begins so.
+
+    Raises:
+        ValueError: Unless there is exactly one.
+    """
+    found = [digest for digest in records if digest.startswith(beginning)]
+    require(len(found) == 1, "digest", beginning, f"{len(found)} of {len(records)} records match")
+    return found[0]
 
 
 def export_bundle(records: Iterable[RunRecord], path: str | os.PathLike[str]) -> None:

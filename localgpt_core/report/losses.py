@@ -30,6 +30,7 @@ __all__ = [
     "live_curves",
     "loss_curves",
     "loss_over",
+    "run_curves",
     "singular_values",
     "start_and_end",
     "use_style",
@@ -212,6 +213,20 @@ def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Map
     figure, ax = plt.subplots()
     for i, (label, curve) in enumerate(curves.items()):
         ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **look(i))
+    ax.set(xlabel="training step", ylabel=LOSS)
+    legend(figure, ax)
+    _floors(ax, floors, horizontal=True)
+    return figure
+
+
+def run_curves(curves: pd.DataFrame, floors: Mapping[str, float]) -> Figure:
+    """Return validation loss against step of recorded runs: `localgpt_core.report.runs.curves_of`.
+
+    The mean over seeds, every seed as a thin line, the floors; the untrained model is left out.
+    """
+    figure, ax = plt.subplots()
+    for i, (label, own) in enumerate(curves[curves["step"] > 0].groupby("label", sort=False)):
+        draw_seeds(ax, i, label, own, "step", "val_loss")
     ax.set(xlabel="training step", ylabel=LOSS)
     legend(figure, ax)
     _floors(ax, floors, horizontal=True)

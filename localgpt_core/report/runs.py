@@ -1,15 +1,19 @@
 """All recorded runs as a list: those of one spec together, whatever their seed, and what tells them apart."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.records import RunRecord
-from localgpt_core.report.tables import arm_frame, differing, for_people, run_row, settings_of
+from localgpt_core.experiments.records import RunRecord, matching, read_record
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.report.tables import arm_frame, differing, for_people, run_row, settings_of, suite_runs
 
-__all__ = ["cheap_floors", "run_frame", "run_table", "with_floors"]
+__all__ = ["asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
 
 Floors = dict[str, tuple[str, dict[str, float]]]  # name and floors of a text by its SHA-256
 
@@ -69,6 +73,49 @@ def run_table(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = ["n", "final loss", "95 % ±", "best", "not finished", "TFLOPs"]
     kept = ["run", *numbers, "preset", "seeds", "settings"]
     return shown[kept if shown["settings"].any() else kept[:-1]]
+
+
+Shown = list[tuple[str, RunRecord]]  # runs, each with the name of its arm
+
+
+def asked_for(
+    asked: Sequence[str], records: dict[str, RunRecord], preset: str | None = None, corpus: str | None = None
+) -> Shown:
+    """Return the runs that are meant by ``asked``: files of suites and of records, digests, their beginnings.
+
+    Raises:
+        ValueError: For a beginning that does not fit one digest, or a file that cannot be read.
+    """
+    shown: Shown = []
+    for one in asked:
+        if one.endswith(".toml"):
+            plan = read_suite(one)
+            runs = suite_runs(plan, records, load_corpus(corpus or plan.corpus), preset)
+            shown += [(arm, records[digest]) for arm, digest in zip(runs["arm"], runs["digest"], strict=True)]
+        elif one.endswith(".json"):
+            record = read_record(Path(one))
+            shown.append((record.arm, record))
+        else:
+            record = records[matching(one, records)]
+            shown.append((record.arm, record))
+    return shown
+
+
+def curves_of(shown: Shown) -> pd.DataFrame:
+    """Return the validation curves of runs: ``label``, ``seed``, ``step``, ``val_loss``.
+
+    A label is the arm's name, and for namesakes the settings in which they differ.
+    """
+    rows = []
+    for arm in dict.fromkeys(arm for arm, _ in shown):
+        own = {record.digest: record for name, record in shown if name == arm}.values()
+        names = differing([*map(settings_of, own)])
+        for record in own:
+            words = ", ".join(f"{name}={settings_of(record)[name]}" for name in names)
+            label = f"{arm} ({words})" if words else arm
+            points = zip(record.curves.get("val_step", ()), record.curves.get("val_loss", ()), strict=True)
+            rows += [(label, record.seed, step, loss) for step, loss in points if loss is not None]
+    return pd.DataFrame(rows, columns=["label", "seed", "step", "val_loss"])
 
 
 def cheap_floors(records: dict[str, RunRecord]) -> Floors:

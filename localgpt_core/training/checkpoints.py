@@ -22,7 +22,7 @@ from localgpt_core.model.gpt import LocalGPT
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "localgpt-checkpoint-2"
-PROGRESS_KEYS = {"step", "curves", "pending", "diagnostics", "train_time_s", "wall_time_s"}
+PROGRESS_KEYS = {"step", "curves", "losses", "pending", "diagnostics", "train_time_s", "wall_time_s"}
 CORPUS_KEYS = {"name", "sha256", "vocabulary"}
 OPTIMIZER_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
@@ -92,6 +92,18 @@ class Checkpoint:
         if differing:
             raise Refusal(f"checkpoint {self.path} is of another run: it has " + "; ".join(differing))
 
+    def write(self) -> None:
+        """Write the file, atomically."""
+        header = {
+            "format": FORMAT,
+            "model": json.dumps(asdict(self.model_config)),
+            "train": json.dumps(asdict(self.train_config)),
+            "corpus": json.dumps(self.corpus),
+            "progress": json.dumps(self.progress),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        atomic_write(self.path, save(tensors, metadata=header))
+
     def _require(self, ok: bool, problem: str) -> None:
         if not ok:
             raise Refusal(f"checkpoint {self.path} is damaged: {problem}")
@@ -116,14 +128,8 @@ def save_checkpoint(
     names = _trained_names(model, optimizer)
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()})
-    header = {
-        "format": FORMAT,
-        "model": json.dumps(asdict(model.config)),
-        "train": json.dumps(asdict(train_config)),
-        "corpus": json.dumps({"name": corpus.name, "sha256": corpus.sha256, "vocabulary": corpus.vocabulary}),
-        "progress": json.dumps(progress),
-    }
-    atomic_write(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=header))
+    text = {"name": corpus.name, "sha256": corpus.sha256, "vocabulary": corpus.vocabulary}
+    Checkpoint(Path(path), model.config, train_config, text, progress, tensors).write()
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -142,7 +148,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise Refusal(f"checkpoint {path} is damaged: {error}") from None
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
     try:
-        progress = json.loads(header["progress"])
+        progress = {"losses": [], **json.loads(header["progress"])}  # checkpoints of old have none
         require(progress.keys() == PROGRESS_KEYS, "progress", sorted(progress), f"needs {PROGRESS_KEYS}")
         corpus = json.loads(header["corpus"])
         known = corpus.keys() == CORPUS_KEYS and all(isinstance(value, str) for value in corpus.values())

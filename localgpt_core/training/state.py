@@ -23,20 +23,17 @@ from localgpt_core.measure.cost import (
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
+from localgpt_core.training.curves import Curves, add_point, curve_interval
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     evaluate,
-    learning_rate,
     training_step,
 )
 
 __all__ = ["RunState", "TrainResult"]
 
-CURVE_POINTS = 100
 DIAGNOSED_WINDOWS = 128  # of the validation split, for what needs many tokens
-
-Curves = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,11 @@ class RunState:
         self.curves: Curves = {
             key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
         }
+        self.losses: list[float] = []
         self.pending: list[Tensor] = []
         self.train_time_s = 0.0
         self.earlier_s = 0.0
         self.started = time.perf_counter()
-        self.curve_interval = max(1, config.steps // CURVE_POINTS)
         self.stepped = torch.compile(self.model) if config.compile else self.model
         self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
         reset_peak_memory(device)  # the count of FLOPs, on a copy, is not part of the run
@@ -213,15 +210,12 @@ class RunState:
             self._quantise_when_due()
         self.pending.append(loss)
         point = None
-        if self.step % self.curve_interval == 0 or self.step == self.config.steps:
+        if self.step % curve_interval(self.config.steps) == 0 or self.step == self.config.steps:
             # The only place where the loop waits for the device.
-            losses = torch.stack(self.pending).double()
-            point = losses.mean().item()
+            losses = torch.stack(self.pending).double().cpu()
+            self.losses += losses.tolist()
             self.pending.clear()
-            self.curves["step"].append(self.step)
-            self.curves["tokens"].append(self.step * self.config.batch_size * self.model.config.block_size)
-            self.curves["lr"].append(learning_rate(self.step - 1, self.config))
-            self.curves["train_loss"].append(point)
+            point = add_point(self.curves, self.step, losses, self.config, self.model.config.block_size)
         self.train_time_s += time.perf_counter() - start
         return point
 
@@ -237,6 +231,7 @@ class RunState:
         progress = {
             "step": self.step,
             "curves": self.curves,
+            "losses": self.losses,
             "pending": [loss.item() for loss in self.pending],
             "diagnostics": self.diagnostics,
             "train_time_s": self.train_time_s,
@@ -251,7 +246,7 @@ class RunState:
         checkpoint.restore_optimizer(self.model, self.optimizer)
         progress = checkpoint.progress
         dtype = next(self.model.parameters()).dtype
-        self.step, self.curves = progress["step"], progress["curves"]
+        self.step, self.curves, self.losses = progress["step"], progress["curves"], progress["losses"]
         self.model.quantise(self.step >= self.config.vq_start)
         self.pending = [torch.tensor(v, dtype=dtype, device=self.device) for v in progress["pending"]]
         self.diagnostics = progress["diagnostics"]

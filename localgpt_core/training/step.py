@@ -87,14 +87,20 @@ def _precision(config: TrainConfig, device: torch.device) -> AbstractContextMana
 
 @torch.no_grad()
 def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> float:
-    """Return the mean cross-entropy in nats per character over all of ``ids``, in fixed order.
+    """Return the mean cross-entropy of ``ids`` in nats per character, always over the same windows.
 
-    The text is cut into windows of ``block_size`` that do not overlap; every character but the first is
-    predicted once, from what precedes it in its window. The model's mode is restored.
+    The text is cut into W windows of ``block_size`` that do not overlap, and what is left; every character
+    but the first is predicted once, from what precedes it in its window. With n = ``eval_iters`` batches of
+    B windows, and n B < W, only the windows floor(i W / (n B)), i = 0 ... n B - 1, are. The model's mode is
+    restored.
     """
     device = next(model.parameters()).device
     block_size = model.config.block_size
     x, y, x_rest, y_rest = windows(ids, block_size)
+    asked = train_config.eval_iters * train_config.batch_size
+    if 0 < asked < len(x):
+        chosen = torch.arange(asked) * len(x) // asked
+        x, y, x_rest = x[chosen], y[chosen], x_rest[:, :0]
     rows = max(1, EVAL_TOKENS // block_size)
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
@@ -103,7 +109,7 @@ def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> flo
     with evaluation_mode(model), _precision(train_config, device):
         for inputs, targets in pairs:
             total += model(inputs.to(device), targets.to(device))[1].item() * targets.numel()
-    return total / (len(ids) - 1)
+    return total / sum(targets.numel() for _, targets in pairs)
 
 
 def training_step(

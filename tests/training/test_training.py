@@ -27,6 +27,7 @@ from localgpt_core.measure import cost
 from localgpt_core.measure.cost import alignment_flops, peak_memory_mib, reset_peak_memory
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES
+from localgpt_core.training import curves as training_curves
 from localgpt_core.training import loop as training
 from localgpt_core.training import state as run_state
 from localgpt_core.training import step as steps
@@ -194,7 +195,7 @@ def test_training_leaves_the_global_generators_alone():
 
 
 def test_the_curves_say_when_what_was_measured(monkeypatch):
-    monkeypatch.setattr(run_state, "CURVE_POINTS", 5)
+    monkeypatch.setattr(training_curves, "CURVE_POINTS", 5)
     losses, reported = [], []
     original = run_state.training_step
     monkeypatch.setattr(
@@ -288,7 +289,7 @@ def uninterrupted(tmp_path_factory):
     """The run, with a point of the curve every 3 steps and an evaluation every 5, and its last checkpoint."""
     path = tmp_path_factory.mktemp("whole") / "c.safetensors"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(run_state, "CURVE_POINTS", 6)
+        monkeypatch.setattr(training_curves, "CURVE_POINTS", 6)
         result = train(RESUMED, toy_train(lr=1e-2), toy_corpus(), checkpoint=path)
     assert result.curves["step"] == [3, 6, 9, 12, 15, 18, 20]
     return result, load_checkpoint(path)
@@ -323,7 +324,7 @@ def assert_resumed_run_equals(path, uninterrupted):
     ],
 )
 def test_resume_after_ctrl_c_in_a_report_is_bit_exact(monkeypatch, tmp_path, uninterrupted, step, key):
-    monkeypatch.setattr(run_state, "CURVE_POINTS", 6)
+    monkeypatch.setattr(training_curves, "CURVE_POINTS", 6)
     path, config = tmp_path / "c.safetensors", toy_train(lr=1e-2)
     report = interrupt_at_report(step, key)
     first = train(RESUMED, config, toy_corpus(), checkpoint=path, report=report)
@@ -335,7 +336,7 @@ def test_resume_after_ctrl_c_in_a_report_is_bit_exact(monkeypatch, tmp_path, uni
 
 @pytest.mark.parametrize("stops", [(1,), (7,), (19,), (4, 5), (8, 10, 11), (2, 3, 14)])
 def test_resume_after_ctrl_c_in_any_step_is_bit_exact(monkeypatch, tmp_path, uninterrupted, stops):
-    monkeypatch.setattr(run_state, "CURVE_POINTS", 6)
+    monkeypatch.setattr(training_curves, "CURVE_POINTS", 6)
     path, config = tmp_path / "c.safetensors", toy_train(lr=1e-2)
     for stop in stops:
         with monkeypatch.context() as patch:
@@ -348,7 +349,7 @@ def test_resume_after_ctrl_c_in_any_step_is_bit_exact(monkeypatch, tmp_path, uni
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
 def test_resume_is_bit_exact_in_other_precisions(monkeypatch, tmp_path, precision):
-    monkeypatch.setattr(run_state, "CURVE_POINTS", 4)
+    monkeypatch.setattr(training_curves, "CURVE_POINTS", 4)
     config, path = toy_train(precision=precision, steps=9), tmp_path / "c.safetensors"
     whole = train(RESUMED, config, toy_corpus())
     with monkeypatch.context() as patch:
@@ -360,7 +361,7 @@ def test_resume_is_bit_exact_in_other_precisions(monkeypatch, tmp_path, precisio
 
 
 def test_a_killed_run_goes_on_from_its_last_evaluation(monkeypatch, tmp_path, uninterrupted):
-    monkeypatch.setattr(run_state, "CURVE_POINTS", 6)
+    monkeypatch.setattr(training_curves, "CURVE_POINTS", 6)
     path = tmp_path / "c.safetensors"
 
     def die(measured):
