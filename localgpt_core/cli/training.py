@@ -105,7 +105,7 @@ def train(
 def _fields(
     preset: str, config: Path | None, overrides: dict[str, Any], vocab_size: int
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Return the fields of the model and of the run, and where a learning rate that nobody named comes from."""
+    """Return the fields of model and run, and where a learning rate that nobody named comes from."""
     from localgpt_core.config.rates import recorded_rate
     from localgpt_core.experiments.suites import read_config
 

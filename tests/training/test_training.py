@@ -141,6 +141,33 @@ def test_evaluation_is_the_mean_over_every_character(monkeypatch, length, eval_t
     assert found == pytest.approx(mean_loss_one_by_one(model, ids), rel=1e-12)
 
 
+@pytest.mark.parametrize("eval_tokens", [1, 21, 16384])
+@pytest.mark.parametrize(
+    "eval_iters, chosen", [(1, [0, 3, 7]), (2, [0, 1, 3, 5, 7, 9]), (3, [0, 1, 2, 3, 4, 6, 7, 8, 9])]
+)
+def test_an_evaluation_on_some_batches_takes_windows_from_the_whole_split(
+    monkeypatch, eval_tokens, eval_iters, chosen
+):
+    """Of 11 windows of 7 and a rest of 3, the n batches of 3 have those of floor(i 11 / (3 n))."""
+    monkeypatch.setattr(steps, "EVAL_TOKENS", eval_tokens)
+    config = toy_train(precision="float64", eval_iters=eval_iters)
+    model = build_model(toy_model(), config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20)
+    ids = toy_corpus().val[: 11 * 7 + 1 + 3]
+    by_hand = [mean_loss_one_by_one(model, ids[7 * i : 7 * i + 8]) for i in chosen]
+    assert len(by_hand) == 3 * eval_iters
+    assert evaluate(model, ids, config) == pytest.approx(math.fsum(by_hand) / len(by_hand), rel=1e-12)
+
+
+def test_an_evaluation_on_as_many_batches_as_there_are_is_one_on_the_whole_split():
+    ids = toy_corpus().val[: 11 * 7 + 1 + 3]
+    model = build_model(toy_model(), toy_train())
+    assert evaluate(model, ids, toy_train(eval_iters=4)) == evaluate(model, ids, toy_train())
+    assert evaluate(model, ids, toy_train(eval_iters=3)) != evaluate(model, ids, toy_train())
+
+
 def test_evaluation_in_several_batches_needs_a_weighted_mean():
     """The check above is blind if the ragged rest has the same mean loss as the other windows."""
     config = toy_train(precision="float64")
