@@ -5,19 +5,16 @@ a record states once is compared by `localgpt_core.experiments.verification`, wi
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.experiments.specs import RunSpec
-from localgpt_core.training.step import learning_rate
+from localgpt_core.training.curves import KEPT, check_curves, check_increasing
 
 __all__ = ["check_consistency"]
 
 Record = Any  # a `RunRecord`, whose module imports this one
 
-CURVES = ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
-KEPT = 2e-5  # relative: two numbers that keep 6 digits each, and their quotient
 RANGES = {
     "descends": (0, 1),
     "total_cosine": (-1, 1),
@@ -54,7 +51,9 @@ def check_consistency(record: Record) -> None:
             require(not getattr(record, name), name, getattr(record, name), "a failed run has none")
         return
     spec = record.run_spec
-    _check_steps(record.curves, spec)
+    check_curves(record.curves, spec.model.block_size, spec.train, spec.train.steps)
+    evaluated = record.curves["val_step"]
+    require(len(evaluated) > 0, "curves.val_step", evaluated, "the untrained model is measured")
     done = max([*record.curves["step"], *record.curves["val_step"]], default=0)
     _check_status(record, spec.train.steps, done)
     finite = [loss for loss in record.curves["val_loss"] if loss is not None]
@@ -80,30 +79,6 @@ def _check_environment(environment: dict[str, Any]) -> None:
     kind, threads = environment.get("device_type", "cpu"), environment.get("threads", 1)
     require(kind in ("cpu", "cuda"), "environment.device_type", kind, "allowed are 'cpu', 'cuda'")
     require_integer("environment.threads", threads, 1)
-
-
-def _check_steps(curves: dict[str, list[Any]], spec: RunSpec) -> None:
-    """Check all of the curves but the losses: they are functions of the spec."""
-    require(set(curves) == set(CURVES), "curves", sorted(curves), f"must be {', '.join(CURVES)}")
-    steps, evaluated, train = curves["step"], curves["val_step"], spec.train
-    for name, of in (("tokens", "step"), ("lr", "step"), ("train_loss", "step"), ("val_loss", "val_step")):
-        found, wanted = len(curves[name]), len(curves[of])
-        require(found == wanted, f"curves.{name}", curves[name], f"{found} values for {wanted} steps")
-    _check_increasing("curves.step", steps, 1, train.steps)
-    tokens = [step * train.batch_size * spec.model.block_size for step in steps]
-    _require_same("curves.tokens", curves["tokens"], tokens, "of these steps it")
-    grid = [s for s in range(train.steps + 1) if s % train.eval_interval == 0 or s == train.steps]
-    _require_same("curves.val_step", evaluated, grid[: len(evaluated)], "of its spec it")
-    require(len(evaluated) > 0, "curves.val_step", evaluated, "the untrained model is measured")
-    for step, rate in zip(steps, curves["lr"], strict=True):
-        own = learning_rate(step - 1, train)
-        same = rate is not None and math.isclose(rate, own, rel_tol=KEPT, abs_tol=1e-9 * train.lr)
-        require(same, "curves.lr", rate, f"at step {step} its spec has {own:.6g}")
-
-
-def _check_increasing(name: str, steps: Sequence[Any], first: int, last: int) -> None:
-    for before, step in zip([first - 1, *steps], steps, strict=False):
-        require_integer(name, step, before + 1, last)
 
 
 def _check_status(record: Record, steps: int, done: int) -> None:
@@ -139,7 +114,7 @@ def _check_diagnostics(diagnostics: dict[str, Any], done: int) -> None:
         return
     steps = diagnostics.get("step")
     require(isinstance(steps, list), "diagnostics.step", steps, "must be a list of steps")
-    _check_increasing("diagnostics.step", steps, 0, done)
+    check_increasing("diagnostics.step", steps, 0, done)
     for name, values in _series(diagnostics):
         field, (low, high) = f"diagnostics.{name}", RANGES.get(name.partition(".")[0], (-math.inf, math.inf))
         require(len(values) == len(steps), field, values, f"{len(values)} values for {len(steps)} steps")

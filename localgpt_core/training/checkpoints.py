@@ -1,11 +1,15 @@
 """One checkpoint is one safetensors file: tensors, and everything else as JSON in its header; no pickle.
 
+It holds a checksum, and what is in it is held to its configuration before anything of it is used. That of a
+finished run can begin a longer one where the schedule of the learning rate allows it.
+
 The file is written atomically, so that a run killed at any moment leaves the previous checkpoint whole.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,21 @@ from localgpt_core.common.files import atomic_write
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig, TrainConfig, build
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.measure.diagnostics import Diagnostics
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.curves import add_point, curve_interval
+from localgpt_core.training.integrity import (
+    STATE,
+    check_corpus_fields,
+    check_progress,
+    check_tensors,
+    checksum,
+)
+from localgpt_core.training.step import learning_rate, trained_names
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "lengthened", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "localgpt-checkpoint-2"
-PROGRESS_KEYS = {"step", "curves", "losses", "pending", "diagnostics", "train_time_s", "wall_time_s"}
-CORPUS_KEYS = {"name", "sha256", "vocabulary"}
-OPTIMIZER_KEYS = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -54,28 +65,14 @@ class Checkpoint:
         # Checkpoints of old do not say whether a codebook was in use yet.
         model.quantise(self.progress["step"] >= self.train_config.vq_start)
         own = model.state_dict()
-        state = {name: tensor for name, tensor in own.items() if name.endswith(".vq.in_use")} | state
-        shapes = {name: tensor.shape for name, tensor in own.items()}
-        fits = shapes == {name: tensor.shape for name, tensor in state.items()}
-        self._require(fits, "its tensors are not those of its model")
-        model.load_state_dict(state)
+        model.load_state_dict({k: t for k, t in own.items() if k.endswith(".vq.in_use")} | state)
 
     def restore_optimizer(self, model: LocalGPT, optimizer: torch.optim.Optimizer) -> None:
         """Load the optimiser's state of every trained parameter."""
         state = optimizer.state_dict()
-        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for index, name in enumerate(_trained_names(model, optimizer)):
-            prefix = f"optimizer.{name}."
-            found = {key[len(prefix) :]: t for key, t in self.tensors.items() if key.startswith(prefix)}
-            self._require(
-                not found or found.keys() == OPTIMIZER_KEYS, f"it has only {sorted(found)} of {name}"
-            )
-            shapes = {key: tuple(t.shape) for key, t in found.items() if key != "step"}
-            self._require(
-                all(shape == own[name] for shape in shapes.values()), f"it has {shapes} of {name} {own[name]}"
-            )
-            if found:
-                state["state"][index] = found
+        if self.progress["step"]:
+            for index, name in enumerate(trained_names(model)):
+                state["state"][index] = {key: self.tensors[f"optimizer.{name}.{key}"] for key in STATE}
         optimizer.load_state_dict(state)
 
     def require_same_run(self, model: LocalGPTConfig, train: TrainConfig, corpus: Corpus | str) -> None:
@@ -101,18 +98,9 @@ class Checkpoint:
             "corpus": json.dumps(self.corpus),
             "progress": json.dumps(self.progress),
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        header["sha256"] = checksum(header, tensors)
         atomic_write(self.path, save(tensors, metadata=header))
-
-    def _require(self, ok: bool, problem: str) -> None:
-        if not ok:
-            raise Refusal(f"checkpoint {self.path} is damaged: {problem}")
-
-
-def _trained_names(model: LocalGPT, optimizer: torch.optim.Optimizer) -> list[str]:
-    # Feedback that takes the same steps as its weight is a buffer in the optimiser.
-    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def save_checkpoint(
@@ -125,7 +113,7 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to go on bit for bit, atomically."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = _trained_names(model, optimizer)
+    names = trained_names(model)
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": tensor for key, tensor in state.items()})
     text = {"name": corpus.name, "sha256": corpus.sha256, "vocabulary": corpus.vocabulary}
@@ -148,18 +136,63 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise Refusal(f"checkpoint {path} is damaged: {error}") from None
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
     try:
-        progress = {"losses": [], **json.loads(header["progress"])}  # checkpoints of old have none
-        require(progress.keys() == PROGRESS_KEYS, "progress", sorted(progress), f"needs {PROGRESS_KEYS}")
+        kept = header.pop("sha256", None)  # checkpoints of old have none
+        whole = kept is None or kept == checksum(header, tensors)
+        require(whole, "sha256", kept, "is not that of its content")
+        model_config = build(LocalGPTConfig, json.loads(header["model"]))
+        train_config = build(TrainConfig, json.loads(header["train"]))
         corpus = json.loads(header["corpus"])
-        known = corpus.keys() == CORPUS_KEYS and all(isinstance(value, str) for value in corpus.values())
-        require(known, "corpus", corpus, f"needs {CORPUS_KEYS}")
-        return Checkpoint(
-            path=path,
-            model_config=build(LocalGPTConfig, json.loads(header["model"])),
-            train_config=build(TrainConfig, json.loads(header["train"])),
-            corpus=corpus,
-            progress=progress,
-            tensors=tensors,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refusal(f"checkpoint {path} is damaged: {error!r}") from None
+        check_corpus_fields(corpus, model_config.vocab_size)
+        progress = {"losses": [], **json.loads(header["progress"])}  # checkpoints of old have none
+        check_progress(progress, model_config, train_config)
+        check_tensors(tensors, model_config, train_config, progress["step"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        problem = error if isinstance(error, Refusal) else repr(error)
+        raise Refusal(f"checkpoint {path} is damaged: {problem}") from None
+    return Checkpoint(path, model_config, train_config, corpus, progress, tensors)
+
+
+def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:
+    """Return the checkpoint that a run of ``steps`` steps leaves at ``path`` where ``finished`` ended.
+
+    What goes on from it gives the same run, to the last bit, as one that had ``steps`` steps from the start.
+
+    Raises:
+        ValueError: If ``steps`` are not more, or the learning rates of both runs differ before that place.
+    """
+    old = finished.train_config
+    new = replace(old, steps=steps)
+    done, progress = finished.progress["step"], dict(finished.progress)
+    require(steps > done, "steps", steps, f"must be more than the {done} of {finished.path}")
+    last, other = (learning_rate(done - 1, config) for config in (old, new))
+    allowed = f"cannot go on from {finished.path}, whose learning rate has fallen to {last:.2g} where"
+    allowed += f" that of {steps} steps is {other:.2g}; a run with min_lr_ratio=1 can be made longer"
+    same = all(learning_rate(step, old) == learning_rate(step, new) for step in range(done))
+    require(same, "steps", steps, allowed)
+    losses = torch.tensor([*progress["losses"], *progress["pending"]], dtype=torch.float64)
+    allowed = f"cannot go on from {finished.path}, which does not hold the loss of every step"
+    require(len(losses) == done, "steps", steps, allowed)
+
+    between, block_size = curve_interval(steps), finished.model_config.block_size
+    curves = {**progress["curves"], "step": [], "tokens": [], "lr": [], "train_loss": []}
+    points = range(between, done + 1, between)
+    for step in points:
+        add_point(curves, step, losses[step - between : step], new, block_size)
+    if done % old.eval_interval:
+        curves |= {key: curves[key][:-1] for key in ("val_step", "val_loss")}
+    if "step" in progress["diagnostics"]:
+        progress["diagnostics"] = _at_regular_steps(progress["diagnostics"])
+    kept = len(points) * between
+    progress |= {"curves": curves, "losses": losses[:kept].tolist(), "pending": losses[kept:].tolist()}
+    return replace(finished, path=path, train_config=new, progress=progress)
+
+
+def _at_regular_steps(diagnostics: Diagnostics) -> Diagnostics:
+    """Return ``diagnostics`` without those of the run's end, if that came before the next were due."""
+    gaps = [after - before for before, after in pairwise(diagnostics["step"])]
+    if len({*gaps}) <= 1:
+        return diagnostics
+    return {
+        name: {place: own[:-1] for place, own in values.items()} if isinstance(values, dict) else values[:-1]
+        for name, values in diagnostics.items()
+    }

@@ -1,13 +1,20 @@
-"""The training curve of a run: at which steps it has points, and what a point is."""
+"""The curves of a run: at which steps they have points, what a point is, and what they cannot be."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import TrainConfig
 from localgpt_core.training.step import learning_rate
 
-__all__ = ["Curves", "add_point", "curve_interval"]
+__all__ = ["KEPT", "Curves", "add_point", "check_curves", "check_increasing", "curve_interval"]
 
 CURVE_POINTS = 100
+NAMES = ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
+KEPT = 2e-5  # relative: two numbers that keep 6 digits each, and their quotient
 
 Curves = dict[str, list[float]]
 
@@ -24,3 +31,38 @@ def add_point(curves: Curves, step: int, losses: Tensor, config: TrainConfig, bl
     curves["lr"].append(learning_rate(step - 1, config))
     curves["train_loss"].append(losses.mean().item())
     return curves["train_loss"][-1]
+
+
+def check_curves(curves: Any, block_size: int, train: TrainConfig, done: int) -> None:
+    """Raise ``ValueError`` unless ``curves`` can be those of a run that has taken at most ``done`` steps.
+
+    All but the losses are functions of the configuration: with s_i the steps, B the batch size and T the
+    context, tokens_i = s_i B T, lr_i is the schedule's, and evaluations are at every ``eval_interval`` steps
+    and at the last one.
+    """
+    names = [*map(str, curves)] if isinstance(curves, dict) else curves
+    complete = isinstance(curves, dict) and {*names} == {*NAMES}
+    require(complete, "curves", names, f"must be {', '.join(NAMES)}")
+    for name, curve in curves.items():
+        numbers = isinstance(curve, list) and all(isinstance(x, int | float | None) for x in curve)
+        require(numbers, "curves", name, "must be a list of numbers")
+    steps, evaluated = curves["step"], curves["val_step"]
+    for name, of in (("tokens", "step"), ("lr", "step"), ("train_loss", "step"), ("val_loss", "val_step")):
+        found, wanted = len(curves[name]), len(curves[of])
+        require(found == wanted, f"curves.{name}", curves[name], f"{found} values for {wanted} steps")
+    check_increasing("curves.step", steps, 1, done)
+    tokens = [step * train.batch_size * block_size for step in steps]
+    require(curves["tokens"] == tokens, "curves.tokens", curves["tokens"], f"of these steps it is {tokens!r}")
+    grid = [s for s in range(done + 1) if s % train.eval_interval == 0 or s == train.steps]
+    own = grid[: len(evaluated)]
+    require(evaluated == own, "curves.val_step", evaluated, f"of its spec it is {own!r}")
+    for step, rate in zip(steps, curves["lr"], strict=True):
+        wanted = learning_rate(step - 1, train)
+        same = rate is not None and math.isclose(rate, wanted, rel_tol=KEPT, abs_tol=1e-9 * train.lr)
+        require(same, "curves.lr", rate, f"at step {step} its spec has {wanted:.6g}")
+
+
+def check_increasing(name: str, steps: Sequence[Any], first: int, last: int) -> None:
+    """Raise ``ValueError`` unless ``steps`` are increasing integers from ``first`` to ``last``."""
+    for before, step in zip([first - 1, *steps], steps, strict=False):
+        require_integer(name, step, before + 1, last)

@@ -22,7 +22,16 @@ from localgpt_core.corpus.batches import windows
 from localgpt_core.layers.between_steps import feedback_places, mirror
 from localgpt_core.model.gpt import LocalGPT
 
-__all__ = ["build_model", "build_optimizer", "evaluate", "is_anchor", "learning_rate", "training_step"]
+__all__ = [
+    "build_model",
+    "build_optimizer",
+    "evaluate",
+    "is_anchor",
+    "learning_rate",
+    "model_without_numbers",
+    "trained_names",
+    "training_step",
+]
 
 EVAL_TOKENS = 16384
 
@@ -47,10 +56,20 @@ def build_model(
         model = LocalGPT(model_config, device="cpu", dtype=torch.float32)
     if train_config.precision == "float64":
         model.double()
-    if train_config.freeze_body:
+    return _frozen(model, train_config).to(device)
+
+
+def _frozen(model: LocalGPT, config: TrainConfig) -> LocalGPT:
+    if config.freeze_body:
         model.blocks.requires_grad_(False)
         model.ln_f.requires_grad_(False)
-    return model.to(device)
+    return model
+
+
+def model_without_numbers(model_config: LocalGPTConfig, train_config: TrainConfig) -> LocalGPT:
+    """Return the model of a run on the meta device: names, shapes and types, whatever its size."""
+    dtype = torch.float64 if train_config.precision == "float64" else torch.float32
+    return _frozen(LocalGPT(model_config, device="meta", dtype=dtype), train_config)
 
 
 def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
@@ -58,13 +77,22 @@ def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
 
     Feedback that takes the same steps as its weight (Kolen-Pollack) is there beside the weights.
     """
+    decays = (config.weight_decay, 0.0)
+    groups = [{"params": p, "weight_decay": w} for p, w in zip(trained_tensors(model), decays, strict=True)]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def trained_tensors(model: LocalGPT) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the trained matrices, mirrored feedback after the weights, and the other trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2] + [feedback for _, feedback in model.mirrored()]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return matrices, [p for p in trained if p.ndim < 2]
+
+
+def trained_names(model: LocalGPT) -> list[str]:
+    """Return the names of `trained_tensors` in the order in which an optimiser counts them."""
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return [names[id(tensor)] for group in trained_tensors(model) for tensor in group]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

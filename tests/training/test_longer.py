@@ -7,8 +7,7 @@ import torch
 from toys import toy_corpus, toy_model, toy_train
 
 from localgpt_core.training import curves
-from localgpt_core.training.checkpoints import load_checkpoint
-from localgpt_core.training.longer import lengthened
+from localgpt_core.training.checkpoints import lengthened, load_checkpoint
 from localgpt_core.training.loop import train
 
 MODEL = toy_model(method="kp", dropout=0.1, fa_grape=True)

@@ -184,7 +184,8 @@ def test_the_optimiser_of_a_checkpoint_has_the_shapes_of_its_model(tmp_path):
     train(toy_model(), toy_train(), toy_corpus(), checkpoint=path)
     with safe_open(path, framework="pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del header["sha256"]
     tensors["optimizer.head.weight.exp_avg"] = torch.zeros(2, 3)
     safetensors.torch.save_file(tensors, path, metadata=header)
-    with pytest.raises(ValueError, match="is damaged: it has .* of head.weight"):
+    with pytest.raises(ValueError, match=r"is damaged: optimizer.head.weight.exp_avg='float32 \(2, 3\)'"):
         train(toy_model(), toy_train(), toy_corpus(), checkpoint=path, resume=True)
