@@ -13,19 +13,28 @@ Beyond the reach of a conversion is a weight that a module uses without calling 
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.validation import require, require_choice
+from localgpt_core.convert.forward_mode import output_of
 from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
 from localgpt_core.convert.taps import Taps
-from localgpt_core.convert.upkeep import Upkeep, hook
+from localgpt_core.convert.upkeep import Upkeep, hook, loops
 from localgpt_core.layers.between_steps import align, mirror, mirrored
 from localgpt_core.layers.linear import LocalLayer
-from localgpt_core.rules import RULES, RuleOptions
+from localgpt_core.rules import RULES, LearningRule, RuleOptions
 
 __all__ = ["Localized", "localize"]
+
+Forward = Callable[[], object]
+
+NEED_INPUTS = {
+    "fa_grape_start": "needs inputs, which localize has not: call align_feedback(step, forward=...) that often",
+    "jvp_share": "has no effect here: forward runs the module on the share of a batch that you choose",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +62,40 @@ class Localized:
         """The names of the replaced layers."""
         return tuple(self.layers)
 
-    def align_feedback(self, *key: int | str) -> None:
+    def align_feedback(self, *key: int | str, forward: Forward | None = None) -> None:
         """Let the rule move its feedback: once per training step, before the forward pass.
 
-        Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only.
+        Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only,
+        those with ``forward`` on the order in which the layers are called.
+
+        Args:
+            key: Where the draws come from, the number of the step for instance.
+            forward: For a rule that aligns to the network's Jacobian, ``dfa`` with ``fa_grape``, which
+                estimates it from one pass in forward mode: runs the module once, as in
+                ``lambda: module(x)``. What it returns is not used: the loss that `alignment` takes will do,
+                and targets are not needed. The module is in evaluation mode meanwhile, and afterwards it,
+                every ``.grad`` and torch's random state are what they were. Layers that are not called keep
+                their feedback.
+
+        Raises:
+            ValueError: If such a rule gets no ``forward``, or one that does not run the output layer exactly
+                once; if the tokens of a layer do not begin with those of the output; for an operation that
+                has no derivative in torch's forward mode.
         """
+        self._require_forward(forward)
+        places = self._places()
+        output = next((place for place in places if place.is_output), None)
+        logits = partial(output_of, self.module, output, output.place, forward) if forward and output else None
+        align(places, *key, network=self.module, forward=logits)
         self.upkeep.done("align_feedback")
-        align(self._places(), *key)
+
+    def _require_forward(self, forward: Forward | None) -> None:
+        needed = "is needed by a rule that aligns to the network's Jacobian: lambda: module(x), for instance"
+        require(forward is not None or self._rule.aligns != "network", "forward", forward, needed)
+
+    @property
+    def _rule(self) -> LearningRule:
+        return RULES[self.options.method](self.options)
 
     def parameters(self) -> Iterator[Tensor]:
         """Yield what an optimiser must have: the module's parameters and the feedback of Kolen-Pollack."""
@@ -79,7 +115,13 @@ class Localized:
         self.upkeep.done("mirror_gradients")
         mirror(self._places())
 
-    def attach(self, optimizer: torch.optim.Optimizer, *key: int | str, step: int = 0) -> Callable[[], None]:
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *key: int | str,
+        step: int = 0,
+        forward: Forward | None = None,
+    ) -> Callable[[], None]:
         """Let ``optimizer`` do what a loop owes to the feedback: nothing else is to be called then.
 
         The feedback of Kolen-Pollack enters the group of its weight and gets its gradient at the beginning
@@ -92,13 +134,17 @@ class Localized:
             key: Where the draws come from, a seed for instance.
             step: Steps that were taken before, if the module goes on from what was stored after them: its
                 feedback is aligned for the next one already.
+            forward: As for `align_feedback`; called now and after every step, with what the module is to be
+                run on then. ``lambda: module(x)`` takes the ``x`` of the step that was just taken.
 
         Returns:
             A function that takes it back, but for the feedback in the groups.
 
         Raises:
-            ValueError: If the optimiser holds no weight of these layers, or evaluates gradients itself.
+            ValueError: If the optimiser holds no weight of these layers, or evaluates gradients itself; for
+                ``forward`` as `align_feedback` does.
         """
+        self._require_forward(forward)
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             optimizer = optimizer.optimizer
         kind = type(optimizer).__name__
@@ -112,9 +158,13 @@ class Localized:
                 if any(p is weight for p in group["params"]) and id(feedback) not in held:
                     group["params"].append(feedback)
         if step == 0:
-            self.align_feedback(*key, 0)
+            self.align_feedback(*key, 0, forward=forward)
         steps = itertools.count(step + 1)
-        return hook(optimizer, self.mirror_gradients, lambda: self.align_feedback(*key, next(steps)))
+
+        def align_for_the_next() -> None:
+            self.align_feedback(*key, next(steps), forward=forward)
+
+        return hook(optimizer, self.mirror_gradients, align_for_the_next)
 
     def _places(self) -> list[LocalLayer]:
         return list(dict.fromkeys(self.layers.values()))
@@ -128,7 +178,10 @@ class Localized:
                 setattr(parent, attribute, self.originals[name])
 
     def describe(self) -> str:
-        """Return a table of what was changed and of what stays exact."""
+        """Return a table of what was changed and of what stays exact, and the training loop as code.
+
+        Where the rule asks something of the loop there are two, with `attach` and without.
+        """
         changed = [
             (name, f"{layer.in_features} -> {layer.out_features}" + ", the output" * layer.is_output)
             for name, layer in self.layers.items()
@@ -137,6 +190,8 @@ class Localized:
         lines = [f"method={self.options.method!r}: {len(changed)} layers changed, {len(self.exact)} exact"]
         for title, rows in (("changed", changed), ("exact", self.exact.items())):
             lines += [title, *(f"  {name:<{width}}  {words}" for name, words in rows)] if rows else []
+        for title, code in loops(self._rule).items():
+            lines += [title, *(f"  {line}" for line in code)]
         return "\n".join(lines)
 
     __str__ = describe
@@ -172,13 +227,15 @@ def localize(
         output: Name of the layer whose output is the network's, called once in a forward pass. It learns from
             its exact local gradient, which is the output's error. A rule that uses the output's error needs
             it, and every replaced layer must then work on the tokens of the output: ``x`` (..., in), logits
-            (..., V), with equal leading dimensions.
+            (..., V), with equal leading dimensions. Where the output pools the tokens of a sample, ``x``
+            (B, T, in) and logits (B, V), each of them gets the error of its sample, grad_x[b, t] = e[b] @ F.
         seed: Seed of the feedback, unless ``feedback_seed`` is given.
         rule_options: Further fields of `RuleOptions`, beside ``method``.
 
     Raises:
         ValueError: For an unknown name, if nothing is left to replace or it was replaced before, for a rule
-            that lacks its output layer, and for one that aligns to the network's Jacobian.
+            that lacks its output layer, and for options of one that aligns to the network's Jacobian which
+            need inputs.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
@@ -187,11 +244,19 @@ def localize(
         changed
           0  3 -> 5
           2  5 -> 2, the output
+        loop
+          optimizer = torch.optim.AdamW(module.parameters())
+          for x, y in batches:
+              optimizer.zero_grad()
+              loss_fn(module(x), y).backward()
+              optimizer.step()
     """
     options = _options(options, method, rule_options)
     rule = RULES[options.method](options)
-    allowed = "needs a forward pass of the whole network in forward mode, which only LocalGPT offers"
-    require(rule.aligns != "network", "fa_grape", options.fa_grape, f"method={options.method!r} {allowed}")
+    if rule.aligns == "network":
+        for name, allowed in NEED_INPUTS.items():
+            value = getattr(options, name)
+            require(value == RuleOptions.__dataclass_fields__[name].default, name, value, allowed)
     chosen, exact = choose(module, filter, rule.error == "output")
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
     require(bool(names), "module", type(module).__name__, why_nothing(module, exact))

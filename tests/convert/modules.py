@@ -282,6 +282,12 @@ def by_patches(x: Tensor, child: nn.Conv2d, layer: nn.Module, method: str) -> Te
     return y.mT.unflatten(2, (height, -1))
 
 
+def meeting(x: Tensor, error: Tensor, feedback: Tensor) -> Tensor:
+    """Return a sum whose derivative in x, at each token of a sample, is the sample's error @ feedback."""
+    each = x.reshape(*error.shape[:-1], -1, x.shape[-1])
+    return torch.einsum("...ti,...v,vi->", each, error, feedback)
+
+
 def twin_gradients(case: Case, method: str, model: nn.Module, layers: list[nn.Module], output: str) -> dict:
     """Return the gradients of an unconverted twin: plain operations whose derivative is the rule."""
     names = {layer: name.replace("_orig_mod.", "") for name, layer in model.named_modules()}
@@ -311,7 +317,7 @@ def twin_gradients(case: Case, method: str, model: nn.Module, layers: list[nn.Mo
     y = twin(case.inputs())
     loss = y.square().mean()
     (error,) = torch.autograd.grad(loss, y, retain_graph=True)
-    (loss + sum((x * (error @ feedback)).sum() for x, feedback in entered)).backward()
+    (loss + sum(meeting(x, error, feedback) for x, feedback in entered)).backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.requires_grad}
 
 
