@@ -47,8 +47,8 @@ def align(
     """Let every place's rule move its feedback; draws depend on ``key`` and the place only.
 
     A rule that aligns to the network's Jacobian needs ``network``, a function ``logits(idx)`` of it, and the
-    tokens ``idx`` (B, T), of whose sequences it uses the share ``jvp_share``, rounded up; or, instead of these
-    two, ``forward()``, which returns the logits. Without ``fa_grape_head`` the output's own feedback stays.
+    tokens ``idx`` (B, T), of whose sequences it uses the share ``jvp_share``, rounded up; or, for these two,
+    ``forward()``, which returns the logits. Without ``fa_grape_head`` the output's own feedback stays.
 
     Raises:
         ValueError: If such a rule gets no tokens.

@@ -7,7 +7,7 @@ Shapes: x (..., in), W (out x in), y = x W^T + b (..., out), feedback F (error_f
                grad_bias   = sum over N of grad_output
                grad_input  = error @ F                       (N, error_features) @ (error_features, in)
 
-What error and F are, and how much of the error is sent, is up to the rule (`localgpt_core.rules`). A rule that
+What error and F are, and how much of the error is sent, is up to the rule (`localgpt_core.rules`). One that
 does not read the weight in the backward pass does not have it there: it is neither saved nor multiplied by.
 
 **How the output's error reaches a layer.** A layer whose rule uses it returns, beside y, a *tap*: a tensor of

@@ -18,8 +18,8 @@ Forward mode also takes logits (B, V) that pool the T tokens of a sample. With J
     z'_b  = sum over t of J_bt p_bt + what the noise of other places does
     J_hat = 1/(B T) sum over b of z'_b (sum over t of p_bt)^T,   E[J_hat] = mean over b and t of J_bt.
 
-The error e_b enters at every token by one matrix, e_b @ F, in the place of e_b @ J_bt: that mean is the F with
-the least sum of squared distances to the J_bt.
+The error e_b enters at every token by one matrix, e_b @ F in the place of e_b @ J_bt, and that mean is the F
+with the least sum of squared distances to the J_bt.
 """
 
 from collections import Counter
