@@ -26,6 +26,13 @@ from localgpt_core.layers.linear import LocalLayer
 
 __all__ = ["output_of"]
 
+# Not by their context managers, which set more than that and warn of it.
+FUSED = (
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+)
+
 
 def output_of(module: nn.Module, output: LocalLayer, forward: Callable[[], object]) -> Tensor:
     """Run ``forward()`` and return what leaves the layer ``output`` of ``module``.
@@ -55,20 +62,20 @@ def output_of(module: nn.Module, output: LocalLayer, forward: Callable[[], objec
 
 @contextmanager
 def _unfused() -> Iterator[None]:
-    """Let torch take what forward mode can pass, and give its random state back."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Let torch take what forward mode can pass, and give its switches and its random state back."""
+    before = [is_on() for is_on, _ in FUSED]
     try:
+        for _, turn in FUSED:
+            turn(False)
         with (
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
             sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
             torch.compiler.set_stance("force_eager"),
         ):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        for (_, turn), was_on in zip(FUSED, before, strict=True):
+            turn(was_on)
 
 
 def _innermost(module: nn.Module, error: Exception) -> str:

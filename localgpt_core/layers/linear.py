@@ -131,9 +131,9 @@ def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
     Raises:
         ValueError: If the shape of a tap is not that of the logits, further tokens left out.
     """
-    allowed = f"must be {tuple(logits.shape)}, or have further tokens before the last dimension"
     for tap in taps:
-        fits = (*tap.shape[:-1][: logits.ndim - 1], tap.shape[-1]) == logits.shape
+        fits = tap.shape[:-1][: logits.ndim - 1] + tap.shape[-1:] == logits.shape
+        allowed = f"must be {tuple(logits.shape)}, or have further tokens before the last dimension"
         require(fits, "tap.shape", tuple(tap.shape), allowed)
     return _PublishError.apply(logits, *taps) if taps else logits
 
