@@ -255,7 +255,7 @@ class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.up, self.body, self.head = nn.Linear(3, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 2)
+        self.up, self.body, self.head = nn.Linear(3, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
 
     def forward(self, x):
         return self.head(self.body(self.up(x))[0])
