@@ -13,7 +13,8 @@ from localgpt_core.convert.layers import (
     replacement,
     why_nothing,
 )
-from localgpt_core.convert.localize import Localized, localize
+from localgpt_core.convert.localize import localize
+from localgpt_core.convert.localized import Localized
 from localgpt_core.convert.taps import Taps
 
 __all__ = [

@@ -10,141 +10,26 @@ Beyond the reach of a conversion is a weight that a module uses without calling 
 `Localized.exact` lists what is left as it was, and why.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.convert.layers import choose, output_width, replacement, why_nothing
+from localgpt_core.convert.localized import Localized, place_of
 from localgpt_core.convert.taps import Taps
-from localgpt_core.convert.upkeep import Upkeep, hook
-from localgpt_core.layers.between_steps import align, mirror, mirrored
+from localgpt_core.convert.upkeep import Upkeep
+from localgpt_core.layers.between_steps import align
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import RULES, RuleOptions
 
 __all__ = ["Localized", "localize"]
 
-
-@dataclass(frozen=True, eq=False)
-class Localized:
-    """What `localize` has done to a module.
-
-    Attributes:
-        module: The module.
-        options: The rule and its feedback.
-        layers: The new layers by name; a layer with two names is there twice.
-        exact: What stays as it was, by name, and why: linear layers, and matrices that a module uses itself.
-        originals: The replaced layers, by name.
-        upkeep: Which calls between the steps have been made.
-    """
-
-    module: nn.Module
-    options: RuleOptions
-    layers: dict[str, LocalLayer]
-    exact: dict[str, str]
-    originals: dict[str, nn.Module]
-    upkeep: Upkeep
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """The names of the replaced layers."""
-        return tuple(self.layers)
-
-    def align_feedback(self, *key: int | str) -> None:
-        """Let the rule move its feedback: once per training step, before the forward pass.
-
-        Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only.
-        """
-        self.upkeep.done("align_feedback")
-        align(self._places(), *key)
-
-    def parameters(self) -> Iterator[Tensor]:
-        """Yield what an optimiser must have: the module's parameters and the feedback of Kolen-Pollack."""
-        yield from self.module.parameters()
-        yield from (feedback for _, feedback in self.mirrored())
-
-    def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield each trained weight with the feedback that takes the same steps (Kolen-Pollack).
-
-        For an optimiser with groups: the feedback belongs into that of its weight. Call `mirror_gradients`
-        before every step.
-        """
-        return mirrored(self._places())
-
-    def mirror_gradients(self) -> None:
-        """Hand the gradient of each weight to its feedback: after clipping, before the optimiser's step."""
-        self.upkeep.done("mirror_gradients")
-        mirror(self._places())
-
-    def attach(self, optimizer: torch.optim.Optimizer, *key: int | str, step: int = 0) -> Callable[[], None]:
-        """Let ``optimizer`` do what a loop owes to the feedback: nothing else is to be called then.
-
-        The feedback of Kolen-Pollack enters the group of its weight and gets its gradient at the beginning
-        of every step, or after the step's closure; feedback that aligns does so now and after every step, for
-        the next one. Its draws depend on ``key``, the number of the step and the layer's name. An optimiser
-        that is wrapped (``.optimizer``, as accelerate does) is unwrapped.
-
-        Args:
-            optimizer: Any but LBFGS, made before or after `localize`.
-            key: Where the draws come from, a seed for instance.
-            step: Steps that were taken before, if the module goes on from what was stored after them: its
-                feedback is aligned for the next one already.
-
-        Returns:
-            A function that takes it back, but for the feedback in the groups.
-
-        Raises:
-            ValueError: If the optimiser holds no weight of these layers, or evaluates gradients itself.
-        """
-        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = optimizer.optimizer
-        kind = type(optimizer).__name__
-        allowed = "evaluates gradients within its step, where they cannot be mirrored"
-        require(not isinstance(optimizer, torch.optim.LBFGS), "optimizer", kind, allowed)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        allowed = "holds no weight of the layers that learn by the rule"
-        require(any(id(place.weight) in held for place in self._places()), "optimizer", kind, allowed)
-        for weight, feedback in self.mirrored():
-            for group in optimizer.param_groups:
-                if any(p is weight for p in group["params"]) and id(feedback) not in held:
-                    group["params"].append(feedback)
-        if step == 0:
-            self.align_feedback(*key, 0)
-        steps = itertools.count(step + 1)
-        return hook(optimizer, self.mirror_gradients, lambda: self.align_feedback(*key, next(steps)))
-
-    def _places(self) -> list[LocalLayer]:
-        return list(dict.fromkeys(self.layers.values()))
-
-    def restore(self) -> None:
-        """Put the original layers back, with the parameters and in the mode that the new ones have now."""
-        for name, layer in self.layers.items():
-            parent, attribute = _place(self.module, name)
-            if getattr(parent, attribute) is layer:
-                self.originals[name].training = layer.training
-                setattr(parent, attribute, self.originals[name])
-
-    def describe(self) -> str:
-        """Return a table of what was changed and of what stays exact."""
-        changed = [
-            (name, f"{layer.in_features} -> {layer.out_features}" + ", the output" * layer.is_output)
-            for name, layer in self.layers.items()
-        ]
-        width = max(len(name) for name in [*self.layers, *self.exact])
-        lines = [f"method={self.options.method!r}: {len(changed)} layers changed, {len(self.exact)} exact"]
-        for title, rows in (("changed", changed), ("exact", self.exact.items())):
-            lines += [title, *(f"  {name:<{width}}  {words}" for name, words in rows)] if rows else []
-        return "\n".join(lines)
-
-    __str__ = describe
-
-
-def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    parent, _, attribute = name.rpartition(".")
-    return module.get_submodule(parent), attribute
+NEED_INPUTS = {
+    "fa_grape_start": "needs inputs: call Localized.align_feedback(step, forward=...) that often instead",
+    "jvp_share": "has no effect on a module of your own: let forward run it on that share of a batch",
+}
 
 
 def localize(
@@ -172,13 +57,15 @@ def localize(
         output: Name of the layer whose output is the network's, called once in a forward pass. It learns from
             its exact local gradient, which is the output's error. A rule that uses the output's error needs
             it, and every replaced layer must then work on the tokens of the output: ``x`` (..., in), logits
-            (..., V), with equal leading dimensions.
+            (..., V), with equal leading dimensions. Where the output pools the tokens of a sample, ``x``
+            (B, T, in) and logits (B, V), each of them gets the error of its sample, grad_x[b, t] = e[b] @ F.
         seed: Seed of the feedback, unless ``feedback_seed`` is given.
         rule_options: Further fields of `RuleOptions`, beside ``method``.
 
     Raises:
         ValueError: For an unknown name, if nothing is left to replace or it was replaced before, for a rule
-            that lacks its output layer, and for one that aligns to the network's Jacobian.
+            that lacks its output layer, and for options of one that aligns to the network's Jacobian which
+            need inputs.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
@@ -187,11 +74,19 @@ def localize(
         changed
           0  3 -> 5
           2  5 -> 2, the output
+        loop
+          optimizer = torch.optim.AdamW(module.parameters())
+          for x, y in batches:
+              optimizer.zero_grad()
+              loss_fn(module(x), y).backward()
+              optimizer.step()
     """
     options = _options(options, method, rule_options)
     rule = RULES[options.method](options)
-    allowed = "needs a forward pass of the whole network in forward mode, which only LocalGPT offers"
-    require(rule.aligns != "network", "fa_grape", options.fa_grape, f"method={options.method!r} {allowed}")
+    if rule.aligns == "network":
+        for name, allowed in NEED_INPUTS.items():
+            value = getattr(options, name)
+            require(value == getattr(RuleOptions, name), name, value, allowed)
     chosen, exact = choose(module, filter, rule.error == "output")
     names = list(dict.fromkeys(name for found in chosen.values() for name in found))
     require(bool(names), "module", type(module).__name__, why_nothing(module, exact))
@@ -215,7 +110,7 @@ def localize(
         for name in found:
             layers[name], originals[name] = layer, original
     for name, layer in layers.items():
-        parent, attribute = _place(module, name)
+        parent, attribute = place_of(module, name)
         setattr(parent, attribute, layer)
     localized = Localized(module, options, layers, exact, originals, upkeep)
     for step in range(options.fa_grape_start):

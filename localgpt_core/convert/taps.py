@@ -42,10 +42,12 @@ class Taps(threading.local):
     def publish(self, output: str, logits: Tensor) -> Tensor:
         """Return the ``logits`` of the layer ``output``; their error will reach the taps in their graph.
 
-        All taps are forgotten.
+        All taps are forgotten. The leading dimensions of the logits are the first ones of a layer's tokens;
+        where the layer has further ones, the output has pooled them: with logits (B, V) and a layer's input
+        x (B, T, in), grad_x[b, t] = e[b] @ F at every token t.
 
         Raises:
-            ValueError: If the tokens of a layer are not those of the output.
+            ValueError: If the tokens of a layer do not begin with those of the output.
             RuntimeError: If the output was called before on what one of the layers has computed.
         """
         waiting, self.waiting = self.waiting, {}
@@ -73,8 +75,9 @@ def _publish(output: str, logits: Tensor, waiting: dict[str, list[Tensor]]) -> T
 
 
 def _check_shape(layer: str, tap: torch.Size, output: str, logits: torch.Size) -> None:
-    allowed = f"must be that of the output {output!r}, {tuple(logits)}, but for the last dimension"
-    require(tap[:-1] == logits[:-1], f"shape of the tokens of layer {layer!r}", tuple(tap), allowed)
+    allowed = f"must begin with the dimensions of the output {output!r}, {tuple(logits)}, without its last"
+    fits = tap[:-1][: len(logits) - 1] == logits[:-1]
+    require(fits, f"shape of the tokens of layer {layer!r}", tuple(tap), allowed)
     allowed = f"was {tap[-1]} when the module was localized: restore it, and localize it again"
     require(tap[-1] == logits[-1], f"width of the output {output!r}", logits[-1], allowed)
 

@@ -1,9 +1,10 @@
 """What a training loop owes to feedback that moves, and a warning where it does not do it.
 
 Aligned feedback (GrAPE, the weight mirror) moves by `Localized.align_feedback`, mirrored feedback
-(Kolen-Pollack) by `Localized.mirror_gradients`. A loop that calls neither trains by feedback alignment and
-looks as if it did not. So the first layer that is trained is watched: if its weight has taken a step after a
-backward pass and a call that is owed was never made, one warning names it.
+(Kolen-Pollack) by `Localized.mirror_gradients`. `loops` writes down what a loop looks like that does both.
+A loop that calls neither trains by (direct) feedback alignment and looks as if it did not. So the first layer
+that is trained is watched: if its weight has taken a step after a backward pass and a call that is owed was
+never made, one warning names it.
 """
 
 import warnings
@@ -16,12 +17,46 @@ from localgpt_core.layers.between_steps import some_entries
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import LearningRule
 
-__all__ = ["Upkeep", "hook"]
+__all__ = ["Upkeep", "hook", "loops"]
 
 CALLS = {
-    "align_feedback": "localized.align_feedback(step) before every forward pass",
+    "align_feedback": "localized.align_feedback(step{forward}) before every forward pass",
     "mirror_gradients": "localized.mirror_gradients() before every step of the optimiser",
 }
+USUAL = (
+    "optimizer = torch.optim.AdamW(module.parameters())",
+    "for x, y in batches:",
+    "    optimizer.zero_grad()",
+    "    loss_fn(module(x), y).backward()",
+    "    optimizer.step()",
+)
+
+
+def loops(rule: LearningRule) -> dict[str, list[str]]:
+    """Return, by title, the lines of the training loops that do all that ``rule`` asks of a loop.
+
+    As code they need ``module``, ``localized``, ``batches`` of (x, y), and ``loss_fn(prediction, y)``. A rule
+    whose feedback stays has the usual loop only.
+    """
+    make, head, *back, step = USUAL
+    once, align, mirror = [f"localized.attach(optimizer{_forward(rule)})"], [], []
+    if rule.aligns == "network":
+        once.insert(0, "x, y = next(iter(batches))")
+    if rule.aligns != "no":
+        head = "for step, (x, y) in enumerate(batches):"
+        align = [f"    localized.align_feedback(step{_forward(rule)})"]
+    if rule.mirrors_gradient:
+        make = make.replace("module", "localized")
+        mirror = ["    localized.mirror_gradients()  # after clipping"]
+    if not (align or mirror):
+        return {"loop": [*USUAL]}
+    by_hand = [make, head, *align, *back, *mirror, step]
+    return {"loop": [USUAL[0], *once, *USUAL[1:]], "loop without attach": by_hand}
+
+
+def _forward(rule: LearningRule) -> str:
+    """Return what a call that aligns to the network's Jacobian is given."""
+    return ", forward=lambda: module(x)" if rule.aligns == "network" else ""
 
 
 class Upkeep:
@@ -32,8 +67,8 @@ class Upkeep:
     """
 
     def __init__(self, rule: LearningRule) -> None:
-        needs = {"align_feedback": rule.aligns == "layer", "mirror_gradients": rule.mirrors_gradient}
-        self.method = rule.options.method
+        needs = {"align_feedback": rule.aligns != "no", "mirror_gradients": rule.mirrors_gradient}
+        self.rule = rule
         self.owed = [name for name, needed in needs.items() if needed]
         self.watched: str | None = None
         self.before: Tensor | None = None
@@ -56,11 +91,13 @@ class Upkeep:
             self.watched, self.before = layer.place, entries
             layer.weight.register_post_accumulate_grad_hook(self._note_backward)
         elif self.watched == layer.place and self.went_back and not torch.equal(entries, self.before):
-            calls = " and ".join(CALLS[name] for name in self.owed)
+            forward, direct = _forward(self.rule), "direct " * (self.rule.error == "output")
+            calls = " and ".join(CALLS[name].format(forward=forward) for name in self.owed)
             self.owed = []
             warnings.warn(
-                f"method={self.method!r}: the weights took a step while the feedback stayed behind, which "
-                f"is feedback alignment. Call {calls}, or localized.attach(optimizer) once",
+                f"method={self.rule.options.method!r}: the weights took a step while the feedback stayed "
+                f"behind, which is {direct}feedback alignment. Call {calls}, or "
+                f"localized.attach(optimizer{forward}) once",
                 stacklevel=2,
             )
 

@@ -13,6 +13,7 @@ nothing moves.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,13 @@ def align(
     network: nn.Module | None = None,
     logits: Callable[[Tensor], Tensor] | None = None,
     idx: Tensor | None = None,
+    forward: Callable[[], Tensor] | None = None,
 ) -> None:
     """Let every place's rule move its feedback; draws depend on ``key`` and the place only.
 
     A rule that aligns to the network's Jacobian needs ``network``, a function ``logits(idx)`` of it, and the
-    tokens ``idx`` (B, T), of whose sequences it uses the share ``jvp_share``, rounded up. Without
-    ``fa_grape_head`` the output's own feedback stays.
+    tokens ``idx`` (B, T), of whose sequences it uses the share ``jvp_share``, rounded up; or, for these two,
+    ``forward()``, which returns the logits. Without ``fa_grape_head`` the output's own feedback stays.
 
     Raises:
         ValueError: If such a rule gets no tokens.
@@ -55,9 +57,10 @@ def align(
     _notice_lost(place for place in places if place.rule.mirrors_gradient)
     following = [place for place in places if place.rule.aligns == "network" and _moves(place)]
     if following:
-        require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
-        used = idx[: math.ceil(following[0].rule.options.jvp_share * len(idx))]
-        estimates = jvp_estimates(network, lambda: logits(used), following, *key)
+        if forward is None:
+            require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
+            forward = partial(logits, idx[: math.ceil(following[0].rule.options.jvp_share * len(idx))])
+        estimates = jvp_estimates(network, forward, following, *key)
         for place, jacobian in estimates.items():
             place.rule.align_to_jacobian(place.buffer, jacobian)
     for place in places:

@@ -7,18 +7,17 @@ Shapes: x (..., in), W (out x in), y = x W^T + b (..., out), feedback F (error_f
                grad_bias   = sum over N of grad_output
                grad_input  = error @ F                       (N, error_features) @ (error_features, in)
 
-What error and F are, and what of the error is sent (all of it, unless the rule says otherwise), is the
-rule's business (`localgpt_core.rules`). A rule that does not read the weight in
-the backward pass does not have it there: it is not saved, and no product with it is computed.
+What error and F are, and how much of the error is sent, is up to the rule (`localgpt_core.rules`). One that
+does not read the weight in the backward pass does not have it there: it is neither saved nor multiplied by.
 
 **How the output's error reaches a layer.** A layer whose rule uses it returns, beside y, a *tap*: a tensor of
 zeros of shape (..., V) that takes no memory (stride 0). `publish_error` joins the taps to the logits. Its
-backward hands the gradient of the logits, which is the error e, to every tap, and autograd delivers it to the
-layers, which turn it into e @ F when their own turn comes. No hooks, no global state, no second backward
-pass; checkpointing and torch.compile see an ordinary graph.
+backward hands the gradient of the logits, the error e, to every tap, and to each token where the output pools
+several. Autograd delivers it to the layers, which turn it into e @ F when their own turn comes. No hooks, no
+global state, no second backward pass; checkpointing and torch.compile see an ordinary graph.
 
 The rejected alternative adds sum(x * (e @ F)) with its value cancelled to the loss: it needs e in closed form
-and keeps every e @ F alive at the same time. A test proves the two equal.
+and keeps every e @ F alive at once. A test proves the two equal.
 """
 
 import torch
@@ -111,23 +110,31 @@ class _PublishError(TransformableFunction):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.n_inputs = len(inputs)
+        ctx.pooled = [tap.shape if tap.ndim > output.ndim else None for tap in inputs[1:]]
 
     @staticmethod
     def backward(ctx, error: Tensor) -> tuple[Tensor, ...]:
-        return (error,) * ctx.n_inputs
+        return error, *[error if shape is None else _at_all(error, shape) for shape in ctx.pooled]
+
+
+def _at_all(error: Tensor, shape: torch.Size) -> Tensor:
+    """Return the error (..., V) of each sample at all of its tokens, ``shape`` (..., T, V)."""
+    return error[(..., *[None] * (len(shape) - error.ndim), slice(None))].expand(shape)
 
 
 def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
     """Return ``logits`` unchanged; in the backward pass their gradient e also reaches every tap.
 
-    ``logits`` has shape (..., V), and so has each tap that `LocalLinear` left in ``taps``.
+    ``logits`` has shape (..., V), and so has each tap that `LocalLinear` left in ``taps``. A tap may have
+    further tokens, (..., T, V): each token t gets e itself, grad_tap[..., t, :] = e, and not a T-th of it.
 
     Raises:
-        ValueError: If a tap and the logits differ in shape.
+        ValueError: If the shape of a tap is not that of the logits, further tokens left out.
     """
     for tap in taps:
-        require(tap.shape == logits.shape, "tap.shape", tuple(tap.shape), f"must be {tuple(logits.shape)}")
+        fits = tap.shape[:-1][: logits.ndim - 1] + tap.shape[-1:] == logits.shape
+        allowed = f"must be {tuple(logits.shape)}, or have further tokens before the last dimension"
+        require(fits, "tap.shape", tuple(tap.shape), allowed)
     return _PublishError.apply(logits, *taps) if taps else logits
 
 

@@ -12,8 +12,17 @@ In both, what a token's input does to the logits of later tokens comes with an i
 averages out. The model is in evaluation mode meanwhile, and its derivatives are exact
 (`localgpt_core.common.modes`). Forward mode needs two forward passes' worth of multiplications, values and
 tangents.
+
+Forward mode also takes logits (B, V) that pool the T tokens of a sample. With J_bt = dz_b/dx_bt,
+
+    z'_b  = sum over t of J_bt p_bt + what the noise of other places does
+    J_hat = 1/(B T) sum over b of z'_b (sum over t of p_bt)^T,   E[J_hat] = mean over b and t of J_bt.
+
+The error e_b enters at every token by one matrix, e_b @ F in the place of e_b @ J_bt, and that mean is the F
+with the least sum of squared distances to the J_bt.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -27,7 +36,7 @@ from localgpt_core.common.validation import require
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
 
-# Modules with a feedback matrix, which say by `disturbed` what of their input it answers for.
+# Modules with a feedback matrix, which have a name and say by `disturbed` what of their input it answers for.
 Places = Collection[nn.Module]
 Disturb = Callable[[nn.Module, Tensor], Tensor]
 
@@ -49,22 +58,26 @@ def _inputs_disturbed(places: Places, disturb: Disturb) -> Iterator[None]:
 def jvp_estimates(
     model: nn.Module, forward: Callable[[], Tensor], places: Places, *key: int | str
 ) -> dict[nn.Module, Tensor]:
-    """Return the estimate mean over tokens of (J p) p^T, (V x in), for each of ``places``.
+    """Return the estimate mean over tokens of (J p) p^T, (V x in), for each of ``places`` that is called.
 
-    ``forward()`` returns the logits (..., V) of ``model``. The noise depends on ``key`` only. Estimates are
-    taken in float32 at least.
+    ``forward()`` returns the logits (..., V) of ``model``. The input of a place is (..., in), or (..., T, in)
+    with further tokens; those of all its calls count alike. The noise depends on ``key`` and the order of the
+    calls only. Estimates are taken in float32 at least.
 
     Raises:
-        ValueError: If the pass overflows float16.
+        ValueError: If the pass overflows float16, if the tokens of a place do not begin with those of the
+            logits, or if a place is called where torch's forward mode is off.
     """
-    noise: dict[nn.Module, Tensor] = {}
+    noise: list[tuple[nn.Module, Tensor]] = []
 
     def add_noise(place: nn.Module, x: Tensor) -> Tensor:
         """Add Gaussian noise to the tangent."""
+        allowed = "is called inside an autograd Function (checkpoint with use_reentrant=True is one), where "
+        require(torch._C._is_fwd_grad_enabled(), "layer", place.place, f"{allowed}forward mode is off")
         source = generator(*key, len(noise), device=x.device)
         primal, tangent = forward_ad.unpack_dual(x)
         p = torch.randn(primal.shape, generator=source, device=x.device, dtype=x.dtype)
-        noise[place] = p
+        noise.append((place, p))
         return forward_ad.make_dual(primal, p if tangent is None else tangent + p)
 
     with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
@@ -73,12 +86,24 @@ def jvp_estimates(
         half = response.dtype == torch.float16  # torch's derivative of a norm alone is beyond its range
         allowed = "the derivative of the network overflows in it: use bfloat16 or float32"
         require(not half or bool(response.isfinite().all()), "dtype", response.dtype, allowed)
-        response = wide(response).flatten(0, -2)
+        response = wide(response)
         with without_autocast(response):
-            return {
-                place: (response.T @ p.flatten(0, -2).to(response.dtype)).div_(len(response))
-                for place, p in noise.items()
-            }
+            return _mean_products(response, noise)
+
+
+def _mean_products(response: Tensor, noise: list[tuple[nn.Module, Tensor]]) -> dict[nn.Module, Tensor]:
+    """Return by place the mean over the tokens of all its calls of response p^T, response (..., V)."""
+    lead, sums, tokens = response.shape[:-1], {}, Counter()
+    for place, p in noise:
+        allowed = f"must begin with the dimensions of the output, {tuple(response.shape)}, without its last"
+        require(p.shape[:-1][: len(lead)] == lead, f"input of layer {place.place!r}", tuple(p.shape), allowed)
+        sample = p.to(response.dtype).flatten(len(lead), -2).sum(dim=-2) if p.ndim > response.ndim else p
+        sums[place] = sums.get(place, 0) + sample.to(response.dtype)
+        tokens[place] += p.numel() // p.shape[-1]
+    rows = response.reshape(-1, response.shape[-1])
+    return {
+        place: (rows.T @ total.reshape(len(rows), -1)).div_(tokens[place]) for place, total in sums.items()
+    }
 
 
 def mean_jacobians(

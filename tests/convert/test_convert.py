@@ -418,8 +418,68 @@ def test_a_layer_that_is_called_twice_gets_both_errors():
 def test_tokens_that_are_not_the_outputs_are_refused():
     network = nn.Sequential(nn.Linear(3, 5), nn.Flatten(0, 1), nn.Linear(5, 2)).double()
     localize(network, method="dfa", output="2")
-    with pytest.raises(ValueError, match=r"layer '0'=\(4, 6, 2\): must be that of the output '2', \(24, 2\)"):
+    match = r"layer '0'=\(4, 6, 2\): must begin with the dimensions of the output '2', \(24, 2\), without"
+    with pytest.raises(ValueError, match=match):
         network(normal(4, 6, 3))
+
+
+class Pooled(nn.Module):
+    """(B, T, 3) -> (B, T, 5) -> (B, 5) or, by the last token, (5,) or (B, 5) -> (.., 2)."""
+
+    def __init__(self, pool=lambda h: h.mean(dim=-2)):
+        super().__init__()
+        torch.manual_seed(6)
+        self.up, self.mid, self.head = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+        self.pool = pool
+        off_start(self.double())
+
+    def forward(self, x):
+        return self.head(self.pool(torch.tanh(self.mid(torch.tanh(self.up(x))))))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 3), (6, 3)], ids=["batch", "one sample"])
+@pytest.mark.parametrize("pool", [lambda h: h.mean(dim=-2), lambda h: h[..., 0, :]], ids=["mean", "first"])
+def test_every_token_gets_the_whole_error_of_its_sample(pool, shape):
+    network, x = Pooled(pool), normal(*shape)
+    localized = localize(network, method="dfa", output="head")
+    logits = network(x)
+    logits.square().sum().backward()
+    up, mid = network.up, network.mid
+    want_up, want_mid = torch.zeros_like(up.weight), torch.zeros_like(mid.weight)
+    samples = zip(x.view(-1, 6, 3), (2 * logits.detach()).view(-1, 2), strict=True)
+    for tokens, e in samples:
+        for token in tokens:
+            h1 = torch.tanh(up.weight @ token + up.bias).detach()
+            enters = (e @ mid.feedback_weight) * (1 - h1**2)
+            want_up += torch.outer(enters, token)
+    torch.testing.assert_close(up.weight.grad, want_up, **CLOSE)
+    # The gradient of mid is exact: what the head sends back, divided or picked by the pool.
+    h1 = torch.tanh(functional.linear(x, up.weight, up.bias)).detach()
+    h2 = torch.tanh(functional.linear(h1, mid.weight, mid.bias)).detach().requires_grad_(True)
+    (back,) = torch.autograd.grad(pool(h2), h2, 2 * logits.detach() @ network.head.feedback_weight)
+    want_mid = ((back * (1 - h2.detach() ** 2)).reshape(-1, 4)).T @ h1.reshape(-1, 5)
+    torch.testing.assert_close(mid.weight.grad, want_mid, **CLOSE)
+    assert not localized.layers["up"].taps.waiting
+
+
+class Conditioned(nn.Module):
+    """What is computed from the sample alone works on fewer tokens than the output has."""
+
+    def __init__(self):
+        super().__init__()
+        self.mid, self.head = nn.Linear(3, 5).double(), nn.Linear(5, 4).double()
+
+    def forward(self, x, t=4):
+        return self.head(torch.tanh(self.mid(x))[:, None].expand(-1, t, -1))
+
+
+@pytest.mark.parametrize("t", [1, 4])
+def test_fewer_tokens_than_the_outputs_are_refused(t):
+    network = Conditioned()
+    localize(network, method="dfa", output="head")
+    match = rf"layer 'mid'=\(2, 4\): must begin with the dimensions of the output 'head', \(2, {t}, 4\)"
+    with pytest.raises(ValueError, match=match):
+        network(normal(2, 3), t)
 
 
 # ------------------------------------------------------------ moving feedback
@@ -544,6 +604,12 @@ def test_the_filter_and_the_report():
         "  transformer.h.0.attn.c_attn  left out by the filter",
         "  transformer.h.0.attn.c_proj  left out by the filter",
         "  lm_head                      left out by the filter",
+        "loop",
+        "  optimizer = torch.optim.AdamW(module.parameters())",
+        "  for x, y in batches:",
+        "      optimizer.zero_grad()",
+        "      loss_fn(module(x), y).backward()",
+        "      optimizer.step()",
     ]
     rest = localize(model, method="sign_sym", filter=lambda name, child: name in left)
     assert rest.changed == tuple(left) and not rest.exact
@@ -647,8 +713,12 @@ def test_a_compiled_model_gives_the_same_gradients(method):
         ({"method": "dfa", "output": "1"}, "output='1': allowed are '0', '2', '4'"),
         ({"method": "fa", "output": "head"}, "output='head': allowed are '0', '2', '4'"),
         (
-            {"method": "dfa", "output": "4", "fa_grape": True},
-            "fa_grape=True: method='dfa' needs a forward pass of the whole network in forward mode",
+            {"method": "dfa", "output": "4", "fa_grape": True, "fa_grape_start": 2},
+            r"fa_grape_start=2: needs inputs: call Localized.align_feedback\(step, forward=...\) that often",
+        ),
+        (
+            {"method": "dfa", "output": "4", "fa_grape": True, "jvp_share": 1.0},
+            "jvp_share=1.0: has no effect on a module of your own: let forward run it on that share",
         ),
         ({"method": "fa", "options": RuleOptions()}, "options=.*: allowed are options or their fields"),
         ({"method": "fa", "filter": lambda name, child: False}, "module='Sequential': .*: 0 left out by"),

@@ -1,6 +1,8 @@
 """A loop that forgets what moving feedback needs is told so, a right one is not, and attach cannot forget."""
 
 import copy
+import re
+import textwrap
 import warnings
 
 import pytest
@@ -22,6 +24,7 @@ MOVING = {
         "fa_grape_start": 2,
     },
     "wm": {"method": "wm"},
+    "dfa-grape": {"method": "dfa", "output": "2", "fa_grape": True, "jvp_update": "fdfa"},
 }
 KP = [name for name in MOVING if name.startswith("kp")]
 ALIGNED = [name for name in MOVING if name != "kp"]
@@ -43,6 +46,15 @@ def train(module, optimizer, before=lambda step: None, after=lambda step: None, 
     return [t.detach().clone() for t in module.state_dict().values()]
 
 
+def pass_of(localized):
+    """Return what alignment to the Jacobian runs; other rules leave it alone."""
+    return lambda: localized.module(normal(7, 3))
+
+
+def aligning(localized):
+    return lambda step: localized.align_feedback(step, forward=pass_of(localized))
+
+
 def adam(parameters):
     return torch.optim.AdamW(parameters, lr=0.01, fused=True)
 
@@ -54,8 +66,11 @@ def adam(parameters):
 def test_a_loop_that_calls_nothing_is_told_once(name):
     localized = localize(network(), **MOVING[name])
     words = "mirror_gradients" if name in KP else "align_feedback"
+    more = ", forward=lambda: module(x)" if name == "dfa-grape" else ""
+    kind = "direct feedback alignment" if more else "is feedback alignment"
     match = (
-        rf"method='{MOVING[name]['method']}'.*feedback alignment. Call .*{words}.*attach\(optimizer\) once"
+        rf"method='{MOVING[name]['method']}'.*{kind}. Call .*{words}.*"
+        rf"{re.escape(f'attach(optimizer{more})')} once"
     )
     with pytest.warns(UserWarning, match=match) as caught:
         train(localized.module, adam(localized.parameters()), steps=6)
@@ -67,7 +82,7 @@ def test_an_optimiser_made_before_is_told_whatever_is_forgotten(name):
     module = network()
     optimizer = adam(module.parameters())
     localized = localize(module, **MOVING[name])
-    calls = {"before": localized.align_feedback, "after": lambda step: localized.mirror_gradients()}
+    calls = {"before": aligning(localized), "after": lambda step: localized.mirror_gradients()}
     if name in ALIGNED and name not in KP:
         train(module, optimizer, **calls)  # nothing of theirs is in an optimiser
         return
@@ -100,7 +115,7 @@ def test_a_right_loop_is_told_nothing(name):
         train(
             module,
             adam([p for p in localized.parameters() if p.requires_grad or p.grad_fn is None]),
-            before=localized.align_feedback,
+            before=aligning(localized),
             after=lambda step: localized.mirror_gradients(),
         )
     assert not localized.upkeep.owed
@@ -125,7 +140,7 @@ def test_weights_that_are_loaded_and_evaluated_are_no_training(name):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("kind", [name for name in CASES if name not in ("ddp", "quantised")])
 def test_no_kind_of_module_is_told_anything_in_a_right_loop(kind):
-    for options in MOVING.values():
+    for options in [options for options in MOVING.values() if "output" not in options]:
         case = CASES[kind]
         module, finish = case.build()
         localized = localize(module, **options)
@@ -140,6 +155,134 @@ def test_no_kind_of_module_is_told_anything_in_a_right_loop(kind):
         assert not localized.upkeep.owed
 
 
+def test_the_alignment_is_no_training_step_and_a_refused_one_is_still_owed():
+    localized = localize(network(), **MOVING["dfa-grape"])
+    with pytest.raises(ValueError, match="forward=None: is needed"):
+        localized.align_feedback(0)
+    assert localized.upkeep.owed == ["align_feedback"] and localized.upkeep.watched is None
+    aligning(localized)(0)
+    assert not localized.upkeep.owed and localized.upkeep.watched is None
+
+
+# ------------------------------------------------------------ the loops that are printed
+
+USUAL = """\
+  optimizer = torch.optim.AdamW(module.parameters())
+  for x, y in batches:
+      optimizer.zero_grad()
+      loss_fn(module(x), y).backward()
+      optimizer.step()"""
+
+
+def printed(localized):
+    """Return the code of each loop that is printed, by title."""
+    lines = str(localized).splitlines()
+    titles = [i for i, line in enumerate(lines) if line.startswith("loop")]
+    ends = [*titles[1:], len(lines)]
+    return {lines[i]: "\n".join(lines[i + 1 : end]) for i, end in zip(titles, ends, strict=True)}
+
+
+def batches():
+    return [(normal(7, 3, seed=i), normal(7, 2, seed=i + 20)) for i in range(4)]
+
+
+def trained_by(code, options):
+    localized = localize(network(), **options)
+    given = {"module": localized.module, "localized": localized, "batches": batches(), "torch": torch}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exec(textwrap.dedent(code), given | {"loss_fn": nn.functional.mse_loss})
+    assert not localized.upkeep.owed
+    return localized.module.state_dict()
+
+
+def trained_by_hand(options, attached):
+    """Return the state after the same steps, each call in its place; attached, a step prepares the next."""
+    localized = localize(network(), **options)
+    localized.upkeep.owed = []  # it does what the calls would do
+    rule = localized.layers["0"].rule
+    parameters = [*localized.module.parameters(), *(b for _, b in localized.mirrored())]
+    optimizer = torch.optim.AdamW(parameters)
+
+    def align(step, x):
+        if rule.aligns != "no":
+            localized.align_feedback(step, forward=lambda: localized.module(x))
+
+    for step, (x, y) in enumerate(batches()):
+        if step == 0 or not attached:
+            align(step, x)
+        optimizer.zero_grad()
+        (localized.module(x) - y).square().mean().backward()
+        if rule.mirrors_gradient:
+            for layer in localized.layers.values():
+                layer.buffer.grad = layer.weight.grad.clone()
+        optimizer.step()
+        if attached:
+            align(step + 1, x)
+    return localized.module.state_dict()
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_the_printed_loops_do_all_that_a_loop_by_hand_does(name):
+    codes = printed(localize(network(), **MOVING[name]))
+    assert list(codes) == ["loop", "loop without attach"]
+    assert "attach" in codes["loop"] and "attach" not in codes["loop without attach"]
+    for title, code in codes.items():
+        want = trained_by_hand(MOVING[name], attached=title == "loop")
+        for key, value in trained_by(code, MOVING[name]).items():
+            torch.testing.assert_close(value, want[key], rtol=1e-12, atol=1e-14, msg=f"{title}: {key}")
+
+
+@pytest.mark.parametrize("method", ["bp", "fa", "sign_sym", "dfa"])
+def test_a_rule_whose_feedback_stays_asks_for_nothing_more(method):
+    options = {"method": method, "output": "2"}
+    codes = printed(localize(network(), **options))
+    assert codes == {"loop": USUAL}
+    want = trained_by_hand(options, attached=False)
+    for key, value in trained_by(codes["loop"], options).items():
+        torch.testing.assert_close(value, want[key], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        (
+            "kp-grape",
+            """\
+  optimizer = torch.optim.AdamW(localized.parameters())
+  for step, (x, y) in enumerate(batches):
+      localized.align_feedback(step)
+      optimizer.zero_grad()
+      loss_fn(module(x), y).backward()
+      localized.mirror_gradients()  # after clipping
+      optimizer.step()""",
+        ),
+        (
+            "dfa-grape",
+            """\
+  optimizer = torch.optim.AdamW(module.parameters())
+  for step, (x, y) in enumerate(batches):
+      localized.align_feedback(step, forward=lambda: module(x))
+      optimizer.zero_grad()
+      loss_fn(module(x), y).backward()
+      optimizer.step()""",
+        ),
+    ],
+)
+def test_what_is_printed_reads(name, without):
+    codes = printed(localize(network(), **MOVING[name]))
+    assert codes["loop without attach"] == without
+    call = {
+        "kp-grape": ["  localized.attach(optimizer)"],
+        "dfa-grape": [
+            "  x, y = next(iter(batches))",
+            "  localized.attach(optimizer, forward=lambda: module(x))",
+        ],
+    }[name]
+    first, *rest = USUAL.splitlines()
+    assert codes["loop"].splitlines() == [first, *call, *rest]
+
+
 # ------------------------------------------------------------ attach
 
 
@@ -152,13 +295,13 @@ def test_an_attached_optimiser_does_what_the_loop_would(name, make):
     want = train(
         by_hand.module,
         make(by_hand.parameters()),
-        before=by_hand.align_feedback,
+        before=aligning(by_hand),
         after=lambda step: by_hand.mirror_gradients(),
     )
     optimizer = make(attached.module.parameters())
-    attached.attach(optimizer)
+    attached.attach(optimizer, forward=pass_of(attached))
     if name in ALIGNED:
-        by_hand.align_feedback(4)  # attached, the next step is prepared already
+        aligning(by_hand)(4)  # attached, the next step is prepared already
         want = list(by_hand.module.state_dict().values())
     for a, b in zip(train(attached.module, optimizer), want, strict=True):
         assert torch.equal(a, b)
