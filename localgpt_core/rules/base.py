@@ -66,8 +66,8 @@ class Registry(UserDict[str, "type[LearningRule]"]):
             module = rule.rpartition(".")[0]
             text = ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module)))
         else:
-            module = sys.modules.get(rule.__module__)
-            text = module.__doc__ if getattr(module, "__spec__", None) else rule.__doc__
+            module = rule if rule.__module__ == "__main__" else sys.modules.get(rule.__module__, rule)
+            text = module.__doc__ or rule.__doc__
         return (text or name).partition("\n")[0].partition(", ``")[0].rstrip(".")
 
 

@@ -1,7 +1,7 @@
 """What every learning rule must hold: one contract over the registry, so that a new rule is tested too.
 
-No rule is known here by its name: what a rule declares is asked of it, and held against what it does. A rule in
-a file of its own, my_rule.py, that enters `RULES` when it is imported, passes the contract from where it lies:
+No rule is known here by its name: what a rule declares is asked of it and held against what it does. A file
+of your own, my_rule.py, that enters its rule into `RULES` when it is imported, is tested where it lies:
 
     python -m pytest -p my_rule tests/rules/test_rule_contract.py -k NAME
 
@@ -44,7 +44,7 @@ def accepted(options: dict) -> bool:
     return True
 
 
-# What a rule takes beside its name, if it takes it: probes of its feedback, error that comes in between blocks.
+# What a rule may take beside its name: probes of its feedback, the error coming in between blocks.
 WAYS = {"grape": {"fa_grape": True}, "block": {"dfa_granularity": "block"}}
 CASES = RULE_CASES | {
     f"{name}-{way}": {"method": name, **options}
@@ -353,16 +353,19 @@ def follows_network(options: dict) -> bool:
     return rule_of(options).aligns == "network"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not follows_network(CASES[case])])
-def test_moving_the_feedback_multiplies_what_the_rule_declares(case):
-    model, (idx, _) = make_model(**CASES[case]), make_batch()
+LAYERWISE = {case: options for case, options in CASES.items() if not follows_network(options)}
+
+
+@pytest.mark.parametrize("options", LAYERWISE.values(), ids=LAYERWISE)
+def test_moving_the_feedback_multiplies_what_the_rule_declares(options):
+    model, (idx, _) = make_model(**options), make_batch()
     places = [place for place in model.feedback_places() if place.rule.aligns == "layer"]
     declared = sum(place.rule.align_flops(*place.matrix.shape, place.is_output) for place in places)
     assert alignment_flops(model, idx) == declared
 
 
 @pytest.mark.parametrize("preset_name", ["cpu", "gpu"])
-@pytest.mark.parametrize("case", [case for case in CASES if follows_network(CASES[case])])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in LAYERWISE])
 def test_an_update_from_the_network_costs_at_most_two_and_a_half_forward_passes(case, preset_name):
     model_config, _ = preset(preset_name, CASES[case])
     idx = torch.zeros(2, model_config.block_size, dtype=torch.long)

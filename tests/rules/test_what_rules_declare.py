@@ -1,4 +1,4 @@
-"""What the rules of the package declare, and what they cost: known here by their names, and worked out by hand."""
+"""What the rules of the package declare and cost: here they are known by name, and worked out by hand."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ BY_HAND = {
     "fa": (0, 0),
     "sign_sym": (0, 0),
     "kp": (0, 0),
-    # An error of 7 meets inputs of 12, five times in a block, and of 48, once; the weights inside are not met.
+    # An error of 7 meets inputs of 12 five times in a block, and of 48 once; the weights inside, never.
     "dfa": (2 * 7 * (5 * 12 + 48) - INSIDE, 0),
     # As backpropagation inside, and an error of 7 onto a stream of 12 at two points or four.
     "dfa-block": (2 * 7 * 12, 0),
