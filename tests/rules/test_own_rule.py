@@ -80,7 +80,8 @@ def test_options_of_other_rules_are_refused_for_it(page):
 
 def python(folder: Path, *arguments: str) -> str:
     """Return what Python prints, with the page's rule and a redrawn one as files on its path."""
-    (folder / "target_projection.py").write_text(f'"""Direct random target projection."""\n\n{BLOCKS[0]}')
+    title = '"""Direct random target projection: the targets reach every layer in place of the error."""'
+    (folder / "target_projection.py").write_text(f"{title}\n\n{BLOCKS[0]}")
     path = [str(folder), str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -107,7 +108,7 @@ def test_rules_in_files_of_their_own_pass_the_contract_as_they_are(tmp_path):
 def test_the_command_line_knows_a_rule_that_was_imported_before_it(tmp_path):
     start = "import target_projection, redrawn; from localgpt_core.cli import main; main()"
     out = python(tmp_path, "-c", start, "train", "--help")
-    assert "drtp: Direct random target projection" in out
+    assert "drtp: Direct random target projection: the targets reach every layer" in out
     assert "redrawn: Feedback drawn anew before every step" in out
 
 
