@@ -13,7 +13,7 @@ from localgpt_core import RULES, LocalGPT, LocalGPTConfig, LocalLinear, RuleOpti
 B, T = 2, 5
 SIZES = {"block_size": 6, "vocab_size": 7, "n_layer": 2, "n_head": 3, "n_embd": 12, "dropout": 0.0}
 
-# Every registered rule, so that a new one is tested without a change here, and the options of the old ones.
+# Every registered rule, so that a new one is tested without a change here, and options of the old ones.
 RULE_CASES: dict[str, dict] = {name: {"method": name} for name in RULES} | {
     "fa-orthogonal": {"method": "fa", "fa_init_mode": "orthogonal"},
     "fa-ortho_he": {"method": "fa", "fa_init_mode": "ortho_he"},
@@ -108,33 +108,6 @@ ALIGNMENT_FIELDS: dict[str, tuple[dict, object]] = {
     "dfa_granularity": ({"method": "dfa"}, "block"),
     "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
     "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
-}
-
-# Matmul FLOPs of a training step over backpropagation's at presets cpu and gpu: 1 is exact, the rest bounds.
-FLOPS = {
-    "bp": (1.0, 1.0),
-    "fa": (1.0, 1.0),
-    "fa-orthogonal": (1.0, 1.0),
-    "fa-ortho_he": (1.0, 1.0),
-    "fa-sparse": (1.0, 1.0),
-    "fa-grape": (1.06, 1.06),
-    "sign_sym": (1.0, 1.0),
-    "dfa": (0.82, 0.75),
-    "dfa-orthogonal": (0.82, 0.75),
-    "dfa-sparse": (0.82, 0.75),
-    "kp": (1.0, 1.0),
-    "wm": (1.06, 1.06),
-    "fa-kaczmarz": (1.06, 1.06),
-    "fa-grape-start": (1.06, 1.06),
-    "sign_sym-random": (1.0, 1.0),
-    "dfa-grape": (1.38, 1.27),
-    "dfa-fdfa": (1.38, 1.27),
-    "dfa-sublayer": (1.03, 1.01),
-    "dfa-block": (1.02, 1.01),
-    "dfa-block-norm": (1.02, 1.01),
-    "dfa-block-inside-grape": (1.06, 1.06),
-    "dfa-block-inside-kp": (1.06, 1.06),
-    "dfa-block-norm-grape": (1.45, 1.46),
 }
 
 

@@ -18,7 +18,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--regenerate-golden",
         action="store_true",
-        help="write tests/golden/*.json anew instead of comparing with them (see test_golden.py)",
+        help="write tests/training/golden/*.json anew instead of comparing with them (see test_golden.py)",
     )
 
 

@@ -25,7 +25,8 @@ def matrix(weight, buffers, name: str) -> Tensor:
     return buffers[f"{name}.feedback_weight"]
 
 
-# The matrix F of grad_input = error F, by rule.
+# The matrix F of grad_input = error F, by rule: the rules that this implementation knows. One that enters the
+# package may join them; until then it is held by the contract and by its own tests.
 FEEDBACK = {
     "bp": lambda weight, buffers, name: weight,
     "fa": matrix,

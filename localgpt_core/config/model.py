@@ -153,10 +153,15 @@ class LocalGPTConfig(RuleOptions):
         super().__post_init__()
         allowed = f"must be divisible by n_head={self.n_head}"
         require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
-        if RULES[self.method].error != "output":
+        rule = RULES[self.method]
+        if rule.error != "output":
             users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
             allowed = f"has no effect with method={self.method!r}; needs method {users}"
-            require(self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
+        else:
+            # Between layers there is no weight.
+            allowed = f"must be 'layer' with method={self.method!r}, which needs the weight of a layer"
+        direct = rule.error == "output" and rule.transports == "nothing" and rule(self).aligns != "layer"
+        require(direct or self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
         self._check_blocks()
         # The narrowest layer input is n_embd wide.
         require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
@@ -204,4 +209,4 @@ class LocalGPTConfig(RuleOptions):
     def is_exact(self) -> bool:
         """Whether every backward pass is the true derivative: backpropagation without surrogates."""
         skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0
-        return self.method == "bp" and not skips and self.ln_mode in ("bp", "projected", "none")
+        return RULES[self.method].is_derivative and not skips and self.ln_mode in ("bp", "projected", "none")

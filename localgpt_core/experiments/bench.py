@@ -9,6 +9,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.training.step import build_model, build_optimizer, training_step
 
 __all__ = ["Row", "measure", "read_rows", "render", "write_rows"]
@@ -76,23 +78,35 @@ class Variant:
     change_reference: Change | None = None
 
 
+# What changes the cost of a step under a rule, by what it adds to the rule's name.
+WAYS = {
+    "": {},
+    " + grape": {"fa_grape": True},
+    " + grape, kaczmarz": {"fa_grape": True, "fa_grape_update": "kaczmarz"},
+    " block": {"dfa_granularity": "block"},
+    " block norm": {"dfa_granularity": "block", "dfa_norm": True},
+    " block norm + grape": {"dfa_granularity": "block", "dfa_norm": True, "fa_grape": True},
+}
+
+
+def rule_variants() -> list[Variant]:
+    """Return every registered rule, in each of the `WAYS` that its configuration accepts."""
+    exact = RuleOptions.method
+    found = [Variant(f"{exact} (against torch.nn.Linear)", change_reference=with_plain_linears)]
+    for way, options in WAYS.items():
+        for name in RULES:
+            with suppress(Refusal):
+                LocalGPTConfig(method=name, **options)
+                if name != exact:
+                    found.append(Variant(name + way, {"method": name, **options}))
+    return found
+
+
 def variants(width: int) -> list[Variant]:
     """Return what is measured at a residual stream of ``width``."""
     softmax = {"attn_mode": "softmax"}
-    block = {"method": "dfa", "dfa_granularity": "block"}
     return [
-        Variant("bp (against torch.nn.Linear)", change_reference=with_plain_linears),
-        Variant("fa", {"method": "fa"}),
-        Variant("sign_sym", {"method": "sign_sym"}),
-        Variant("dfa", {"method": "dfa"}),
-        Variant("kp", {"method": "kp"}),
-        Variant("wm", {"method": "wm"}),
-        Variant("fa + grape", {"method": "fa", "fa_grape": True}),
-        Variant("fa + grape, kaczmarz", {"method": "fa", "fa_grape": True, "fa_grape_update": "kaczmarz"}),
-        Variant("dfa + grape", {"method": "dfa", "fa_grape": True}),
-        Variant("dfa block", block),
-        Variant("dfa block norm", block | {"dfa_norm": True}),
-        Variant("dfa block norm + grape", block | {"dfa_norm": True, "fa_grape": True}),
+        *rule_variants(),
         Variant("ste_sigmoid", {"ste_sigmoid": True}),
         Variant("ste_gelu", {"ste_gelu": True}),
         Variant("gelu steps", {"ste_gelu": True, "gelu_surrogate": "steps"}),
@@ -139,11 +153,7 @@ class _Stepper:
     """A model with its optimiser and one batch, ready to be stepped."""
 
     def __init__(
-        self,
-        model_config: LocalGPTConfig,
-        config: TrainConfig,
-        device: torch.device,
-        change: Change | None,
+        self, model_config: LocalGPTConfig, config: TrainConfig, device: torch.device, change: Change | None
     ) -> None:
         model = build_model(model_config, config)
         self.model = (change(model) if change else model).to(device)
@@ -184,11 +194,7 @@ class _Stepper:
 
 
 def measure(
-    preset_name: str,
-    device: torch.device,
-    pairs: int,
-    say: Callable[[str], None],
-    suite: Suite | None = None,
+    preset_name: str, device: torch.device, pairs: int, say: Callable[[str], None], suite: Suite | None = None
 ) -> list[Row]:
     """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
 

@@ -65,7 +65,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         norm: Whether the error passes the derivative of a LayerNorm on its way in.
 
     Raises:
-        ValueError: For a rule with a local error, or one that aligns to a layer's weight.
+        ValueError: For a rule with a local error, or one that reads a layer's weight or aligns to it.
     """
 
     is_output = False
@@ -75,10 +75,9 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         require_integer("width", width, 1)
         require_integer("error_features", error_features, 1)
         self.rule = RULES[options.method](options)
-        allowed = "must be a rule that uses the output's error, and align to no layer"
-        require(
-            self.rule.error == "output" and self.rule.aligns != "layer", "method", options.method, allowed
-        )
+        direct = self.rule.error == "output" and self.rule.transports == "nothing"
+        allowed = "must be a rule that uses the output's error, and neither reads nor aligns to a weight"
+        require(direct and self.rule.aligns != "layer", "method", options.method, allowed)
         self.width, self.tap_features, self.norm = width, error_features, norm
         self.register_buffer("_like", torch.empty(0, width), persistent=False)
         self._register_feedback(options)

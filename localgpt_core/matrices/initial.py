@@ -9,9 +9,10 @@ ortho_he     semi-orthogonal                                                    
 sparse       ``fa_sparse_k`` Gaussian non-zeros per row at random places              feedback_std in each row
 ===========  =======================================================================  =======================
 
-``orthogonal`` differs from ``gaussian`` in its spectrum only. The numbers are always drawn on the CPU, so
-that a seed means the same matrix on every device. Semi-orthogonal matrices come from the QR decomposition of
-a Gaussian one, with the signs of R's diagonal removed, which makes them uniform (Mezzadri 2007).
+``orthogonal`` differs from ``gaussian`` in its spectrum only. The numbers are drawn where their generator
+lives. At the start of a model that is the CPU, so that a seed means the same matrix on every device.
+Semi-orthogonal matrices come from the QR decomposition of a Gaussian one, with the signs of R's diagonal
+removed, which makes them uniform (Mezzadri 2007).
 """
 
 import math
@@ -60,7 +61,7 @@ def initial_feedback(
 
 
 def _gaussian(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def _semi_orthogonal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -75,7 +76,7 @@ def _sparse(shape: tuple[int, int], k: int, generator: torch.Generator) -> Tenso
     """Return a matrix with ``k`` non-zeros in each row, every row of RMS 1."""
     rows, columns = shape
     k = k or max(1, columns // 16)
-    like = {"dtype": torch.float64, "device": "cpu"}
+    like = {"dtype": torch.float64, "device": generator.device}
     places = torch.rand(shape, generator=generator, **like).topk(k, dim=1).indices
     values = _gaussian((rows, k), generator)
     values = values / values.square().mean(dim=1, keepdim=True).sqrt() * math.sqrt(columns / k)

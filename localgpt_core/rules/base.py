@@ -20,6 +20,7 @@ A new rule is one file that subclasses `LearningRule`, one line in ``rules/__ini
 from __future__ import annotations
 
 import ast
+import sys
 from collections import UserDict
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -56,11 +57,18 @@ class Registry(UserDict[str, "type[LearningRule]"]):
         return rule
 
     def summary(self, name: str) -> str:
-        """Return what the module of a rule says first: the rule in a few words. Nothing is imported."""
+        """Return what the module of a rule says first: the rule in a few words. Nothing is imported.
+
+        A class that no file holds, from a notebook say, speaks for itself.
+        """
         rule = self.data[name]
-        module = rule.rpartition(".")[0] if isinstance(rule, str) else rule.__module__
-        text = ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module))) or name
-        return text.partition("\n")[0].partition(", ``")[0].rstrip(".")
+        if isinstance(rule, str):
+            module = rule.rpartition(".")[0]
+            text = ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module)))
+        else:
+            module = rule if rule.__module__ == "__main__" else sys.modules.get(rule.__module__, rule)
+            text = module.__doc__ or rule.__doc__
+        return (text or name).partition("\n")[0].partition(", ``")[0].rstrip(".")
 
 
 # Filled by rules/__init__.py, one line a rule.
@@ -193,6 +201,8 @@ class LearningRule:
             the weight makes the optimiser take with the weight.
         is_derivative: Whether the error that it hands down is the true derivative.
         uses: The fields of `RuleOptions` that have an effect under this rule.
+        no_better_than_frozen: Why the layers below the output gain nothing from this rule, in a sentence;
+            empty for a rule that trains them. The contract tests hold a rule to either.
     """
 
     error: ClassVar[Literal["local", "output"]] = "local"
@@ -201,6 +211,7 @@ class LearningRule:
     mirrors_gradient: ClassVar[bool] = False
     is_derivative: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
+    no_better_than_frozen: ClassVar[str] = ""
 
     def __init__(self, options: RuleOptions) -> None:
         self.options = options
@@ -228,11 +239,19 @@ class LearningRule:
         """Return what is sent back of ``error`` (..., error_features), in its shape: all of it."""
         return error
 
+    def backward_flops(self, tokens: int, error_features: int, in_features: int) -> int:
+        """Return the matmul FLOPs of ``grad_input`` (tokens x in): of one product, unless a rule has more."""
+        return 2 * tokens * error_features * in_features
+
     def align(
         self, weight: Tensor, buffer: Tensor | None, is_output: bool, generator: torch.Generator
     ) -> None:
         """Move ``buffer`` in place, once per step before the forward pass, if ``aligns`` is ``"layer"``."""
         raise NotImplementedError(f"{type(self).__name__} has no feedback to align to its layer")
+
+    def align_flops(self, out_features: int, in_features: int, is_output: bool) -> int:
+        """Return the matmul FLOPs of one `align`: none, unless a rule multiplies matrices there."""
+        return 0
 
     def align_to_jacobian(self, buffer: Tensor, estimate: Tensor) -> None:
         """Move ``buffer`` in place towards ``estimate`` (error_features x in) of the Jacobian d logits / d x.

@@ -40,3 +40,12 @@ class FeedbackAlignment(LearningRule):
         if self.options.fa_grape_head or not is_output:
             update = {"cosine": align_to_weight, "kaczmarz": project_to_weight}[self.options.fa_grape_update]
             update(weight, buffer, self.options.fa_grape_n_probe, self.options.fa_grape_lr, generator)
+
+    def align_flops(self, out_features: int, in_features: int, is_output: bool) -> int:
+        """Return those of three products: probes through ``W`` and through ``B``, and what they show."""
+        if is_output and not self.options.fa_grape_head:
+            return 0
+        n = self.options.fa_grape_n_probe
+        # A Kaczmarz step draws no more probes than the input has dimensions.
+        n = min(n, in_features) if self.options.fa_grape_update == "kaczmarz" else n
+        return 3 * 2 * n * out_features * in_features

@@ -51,3 +51,7 @@ class WeightMirror(LearningRule):
         noise = torch.randn(shape, generator=generator, device=weight.device, dtype=weight.dtype)
         answer = noise @ weight.T
         torch.addmm(buffer, answer.T, noise, beta=1 - rate, alpha=rate / n, out=buffer)
+
+    def align_flops(self, out_features: int, in_features: int, is_output: bool) -> int:
+        """Return those of two products: the noise through ``W``, and the answer with the noise."""
+        return 2 * 2 * self.options.mirror_n_probe * out_features * in_features

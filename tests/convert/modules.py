@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from localgpt_core import RULES, localize
+from localgpt_core import localize
 from localgpt_core.common.seeds import generator
 
-# What `localize` is given, by column: every rule, and feedback that is one estimate of the Jacobian.
+# The rules that the twins below are written for.
+METHODS = ("bp", "fa", "dfa", "sign_sym", "kp", "wm")
+# What `localize` is given, by column: these rules, and feedback that is one estimate of the Jacobian.
 ALIGNED = {"method": "dfa", "fa_grape": True, "jvp_update": "fdfa", "jvp_rate": 1.0}
-COLUMNS = {f"`{name}`": {"method": name} for name in RULES} | {"`dfa` with `fa_grape`": ALIGNED}
+COLUMNS = {f"`{name}`": {"method": name} for name in METHODS} | {"`dfa` with `fa_grape`": ALIGNED}
 PAGE = Path(__file__).parents[2] / "book" / "what-localize-can-do.md"
 TOKENS = torch.tensor([[1, 4, 2, 0, 3], [3, 3, 1, 2, 4]])
 

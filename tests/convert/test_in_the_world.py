@@ -7,15 +7,16 @@ import threading
 import pytest
 import torch
 from cases import normal
+from reference import FEEDBACK
 from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from localgpt_core import RULES, LocalGPT, LocalGPTConfig, LocalLinear, RuleOptions, localize
+from localgpt_core import LocalGPT, LocalGPTConfig, LocalLinear, RuleOptions, localize
 from localgpt_core.convert import layers as convert_layers
 from localgpt_core.layers.linear import LocalLayer
 
-METHODS = list(RULES)
+METHODS = list(FEEDBACK)
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from cases import make_batch, make_model
 from torch import nn
 
-from localgpt_core import LocalGPT, LocalLinear, RuleOptions
+from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.config import preset
 from localgpt_core.experiments import bench
 from localgpt_core.experiments.bench import (
@@ -84,6 +85,28 @@ def test_every_variant_is_measured_and_printed(monkeypatch):
     assert by_name["vq 256 codes"].flops > 1.0
     text = render(rows)
     assert all(row.name in text for row in rows) and len(text.splitlines()) == len(rows) + 1
+
+
+def test_every_rule_has_its_rows_and_they_keep_their_names():
+    named = {variant.name: variant.model for variant in variants(128)}
+    assert len(named) == len(variants(128))
+    of_rules = {name: model for name, model in named.items() if "method" in model}
+    assert {model["method"] for model in of_rules.values()} == {*RULES} - {"bp"}
+    # What a rule does not take gives no row: probes for wm, an error between the blocks for a local rule.
+    assert {name for name in of_rules if name.startswith(("fa", "dfa", "wm"))} == {
+        *("fa", "fa + grape", "fa + grape, kaczmarz", "dfa", "dfa + grape", "wm"),
+        *("dfa block", "dfa block norm", "dfa block norm + grape"),
+    }
+    direct = {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True, "fa_grape": True}
+    assert of_rules["dfa block norm + grape"] == direct
+    assert of_rules["fa + grape, kaczmarz"] == {
+        "method": "fa",
+        "fa_grape": True,
+        "fa_grape_update": "kaczmarz",
+    }
+    # The pages find rows by these names in what was recorded.
+    recorded = read_rows(Path(__file__).parents[2] / "book" / "benchmarks" / "options-cpu.json")[0]
+    assert {*recorded} <= {*named}
 
 
 def test_the_arms_of_a_suite_are_measured_and_kept(tmp_path):

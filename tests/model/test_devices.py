@@ -94,9 +94,7 @@ def test_a_model_is_of_one_dtype(options, dtype):
     model.align_feedback("key", idx=idx)
     moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
     assert all(buffer.isfinite().all() for buffer in model.buffers())
-    assert bool(moved) == bool(
-        model.config.fa_grape or options.get("method") == "wm" or "dfa_inside" in options
-    )
+    assert bool(moved) == any(place.rule.aligns != "no" for place in model.feedback_places())
 
 
 @every_default

@@ -1,9 +1,9 @@
 """Twenty steps of every rule, in float64, against committed loss curves: a refactoring changes nothing.
 
 The curves are in golden/<case>.json. A change that is meant to alter them, and only such a change, writes
-them anew, to be committed together with it and with the reason:
+them anew, to be committed together with it and with the reason. A new case is written alone, with -k:
 
-    pytest tests/test_golden.py --regenerate-golden
+    pytest tests/training/test_golden.py --regenerate-golden
 
 The text is an integer recurrence and all parameters are drawn in float64, so that nothing depends on how a
 processor rounds float32; what is left are the last digits of float64, far below the tolerance.
