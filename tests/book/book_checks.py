@@ -14,6 +14,8 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
+from localgpt_core.cli.figures import page_figures
+
 MAX_BYTES = 1_200_000
 MAX_DEF_LINES = 6
 MIN_ALT = 30
@@ -82,6 +84,20 @@ def alt_problems(alt: str | None, place: str) -> Iterator[str]:
     alt = (alt or "").strip()
     if len(alt) < MIN_ALT or " " not in alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
         yield f"{place} has an image whose alt text says too little: {alt!r}"
+
+
+def figures_name_their_source(notebook: NotebookNode) -> Iterator[str]:
+    """Yield figures from records whose caption has no `suite`, and live ones that do not say so."""
+    try:
+        figures = [*page_figures(notebook.cells, Path("page"))]
+    except SyntaxError:
+        return  # which calls_the_package tells
+    for figure in figures:
+        for suite in figure.suites:
+            if f"`{suite}`" not in figure.caption:
+                yield f"{figure.name} is drawn from suite {suite}, which its caption does not name"
+        if figure.live and not re.search(r"(?i)\blive\b|\b(?:of|in) this page\b", figure.caption):
+            yield f"{figure.name} shows runs of this page, and its caption does not say that they are live"
 
 
 def tables_are_described(notebook: NotebookNode) -> Iterator[str]:
@@ -211,6 +227,7 @@ CHECKS = {
         clean_outputs,
         small,
         figures_are_described,
+        figures_name_their_source,
         tables_are_described,
         calls_the_package,
         stands_alone,

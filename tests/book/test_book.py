@@ -68,14 +68,17 @@ def good_chapter() -> nbformat.NotebookNode:
     v4 = nbformat.v4
     png = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
     figure = v4.new_code_cell(
-        "plot(records)",
+        "plot(results, result)",
         execution_count=2,
         outputs=[
             v4.new_output("display_data", data={"image/png": png, "text/plain": "<Figure size 600x300>"})
         ],
         metadata={
             "mystnb": {
-                "figure": {"name": "fig-loss", "caption": "Loss over steps, three seeds."},
+                "figure": {
+                    "name": "fig-loss",
+                    "caption": "Loss over steps, three seeds. Suite `rules`; dashed: live.",
+                },
                 "image": {"alt": "Two loss curves; the lower one belongs to backpropagation"},
             }
         },
@@ -89,7 +92,7 @@ def good_chapter() -> nbformat.NotebookNode:
                 "```python\nlr = 0.003\n```"
             ),
             v4.new_code_cell(
-                "import localgpt_core\nresult = localgpt_core.train(config)\nax.step(x, y)",
+                "result, results = train(config), load_results('rules')\nax.step(x, y)",
                 execution_count=1,
                 outputs=[v4.new_output("stream", name="stdout", text="loss 2.31\n")],
             ),
@@ -115,6 +118,15 @@ def replaced(cell: int, old: str, new: str):
     def fault(nb):
         assert old in nb.cells[cell].source
         nb.cells[cell].source = nb.cells[cell].source.replace(old, new)
+
+    return fault
+
+
+def recaptioned(old: str, new: str):
+    def fault(nb):
+        figure = nb.cells[2].metadata.mystnb.figure
+        assert old in figure.caption
+        figure.caption = figure.caption.replace(old, new)
 
     return fault
 
@@ -161,6 +173,14 @@ FAULTS = {
         "figures_are_described",
         lambda nb: nb.cells[2].outputs.append(copy.deepcopy(nb.cells[2].outputs[0])),
     ),
+    "records without a suite": ("figures_name_their_source", recaptioned("Suite `rules`", "Recorded")),
+    "another suite": ("figures_name_their_source", recaptioned("`rules`", "`depth`")),
+    "a suite in words alone": ("figures_name_their_source", recaptioned("`rules`", "rules")),
+    "a suite that is not spelled out": (
+        "figures_name_their_source",
+        replaced(1, "load_results('rules')", "load_results(name)"),
+    ),
+    "live runs that do not say so": ("figures_name_their_source", recaptioned("live", "more")),
     "a drawing without alt": ("figures_are_described", source(0, "![](model.png)")),
     "a table without caption": (
         "tables_are_described",
