@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -24,6 +25,38 @@ def test_notebook_has_no_problems(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert problems(notebook, chapter=path.parent.name == "chapters") == []
+
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_as_jupyterlab_would_save_it(path):
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec == KERNEL
+    cells = notebook.cells
+    assert len({cell.id for cell in cells}) == len(cells)
+    # Times of execution, scroll positions and trust change without a change of the page.
+    assert {key for cell in cells for key in cell.metadata} <= {"mystnb", "tags"}
+
+
+def test_the_notebooks_ask_for_one_kernel():
+    read = [nbformat.read(path, nbformat.NO_CONVERT).metadata for path in NOTEBOOKS]
+    assert all(metadata == read[0] for metadata in read)
+
+
+def test_make_lab_opens_a_page_that_exists_with_settings_that_exist():
+    recipe = (ROOT / "Makefile").read_text()
+    (page,) = re.findall(r"--LabApp\.default_url=/lab/tree/(\S+)", recipe)
+    (settings,) = re.findall(r"--LabApp\.app_settings_dir=(\S+)", recipe)
+    assert (ROOT / page).is_file()
+    viewers = json.loads((ROOT / settings / "overrides.json").read_text())
+    assert (
+        viewers["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]["markdown"] == "Markdown Preview"
+    )
 
 
 def test_there_are_chapters():
