@@ -41,10 +41,12 @@ class BookFigure:
 
     def draw(self, path: Path) -> None:
         """Run the code and save the picture as the notebook has it, in the format that ``path`` ends in."""
+        import matplotlib
         import matplotlib.pyplot as plt
 
         from localgpt_core.report.style import use_style
 
+        matplotlib.use("Agg")  # no window
         with plt.rc_context():
             use_style()
             exec(compile(self.code, str(self.page), "exec"), {"__name__": self.name})
@@ -90,7 +92,7 @@ def needed_code(above: Iterable[str], cell: str) -> str:
     for number, statement in reversed([*enumerate(before), *((len(before), line) for line in own)]):
         if number < len(before) and (_is_silent(statement) or not _may_change(statement) & needed):
             continue
-        needed = needed - _sets(statement) | _uses(statement)
+        needed = needed - _sets(statement) | _loaded([statement])
         kept.append(ast.unparse(statement))
     return "\n".join(reversed(kept)) + "\n"
 
@@ -172,13 +174,6 @@ def _sets(statement: ast.stmt) -> set[str]:
         case ast.Assign() | ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.ClassDef():
             return _stored([statement])
     return set()
-
-
-def _uses(statement: ast.stmt) -> set[str]:
-    used = _loaded([statement])
-    if isinstance(statement, ast.AugAssign):
-        used |= _stored([statement])
-    return used
 
 
 def _may_change(statement: ast.stmt) -> set[str]:

@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -122,3 +123,52 @@ def test_a_figure_from_records_is_drawn_again_as_it_is(name, tmp_path, monkeypat
     assert again.shape == committed.shape
     # Another build of the font library may shade the edge of a letter otherwise.
     assert np.abs(again - committed).mean() < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def in_book(cli, monkeypatch):
+    """Return the command line, run inside of the book."""
+    monkeypatch.chdir(BOOK / "chapters")
+    monkeypatch.delenv("LOCALGPT_CACHE")
+    return cli
+
+
+def test_figures_are_listed_with_page_and_suite(in_book):
+    status, out, _ = in_book("figure")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == RECORDED
+    assert re.search(r"(?m)^ch03-curves +03-feedback-alignment, suite feedback-alignment$", out)
+
+
+def test_a_figure_is_drawn_by_its_name_and_never_over_a_file(in_book, tmp_path):
+    out = tmp_path / "rates.png"
+    assert in_book("figure", "ch02-rates", "--out", out)[0] == 0
+    assert pixels(out.read_bytes()).shape == pixels(PICTURES["ch02-rates"]).shape
+    out.write_bytes(b"mine")
+    status, _, err = in_book("figure", "ch02-rates", "--out", out)
+    assert status == 2 and "--overwrite" in err and out.read_bytes() == b"mine"
+    assert in_book("figure", "ch02-rates", "--out", out, "--overwrite")[0] == 0
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert in_book("figure", "ch02-rates", "--out", tmp_path / "rates.pdf")[0] == 0
+    assert (tmp_path / "rates.pdf").read_bytes()[:5] == b"%PDF-"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["ch99"], "name='ch99': is no figure of the book; localgpt figure lists them"),
+        (["ch03-live"], "run book/chapters/03-feedback-alignment.ipynb"),  # trains
+        (["ch03-paths"], "is not drawn from records"),  # a drawing without data
+        (["ch02-rates", "--out", "rates.gif"], r"must end in .png, .pdf or .svg"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(in_book, arguments, error):
+    status, out, err = in_book("figure", *arguments)
+    assert status == 2 and not out and error in err
+
+
+def test_outside_of_the_checkout_there_is_no_figure(cli):
+    status, _, err = cli("figure", "ch02-rates")
+    assert status == 2 and "must be inside the checkout" in err
