@@ -47,6 +47,8 @@ def clean_outputs(notebook: NotebookNode) -> Iterator[str]:
             yield f"{place} shows {output.ename}: {output.evalue}"
         if output.get("name") == "stderr":
             yield f"{place} prints to stderr: {output.text.strip()[:60]!r}"
+        if "data" in output and not any(output.data.values()):
+            yield f"{place} has an output that shows nothing, as a bar leaves behind; run it by make execute"
         for kind in output.get("data", {}):
             if "widget" in kind or "javascript" in kind:
                 yield f"{place} shows {kind}, which is blank on the page"

@@ -181,6 +181,7 @@ FAULTS = {
     "executed twice": ("executed_in_order", lambda nb: nb.cells[3].update(execution_count=4)),
     "an error": ("clean_outputs", output(output_type="error", ename="E", evalue="no", traceback=[])),
     "a warning": ("clean_outputs", output(output_type="stream", name="stderr", text="UserWarning")),
+    "a bar that is over": ("clean_outputs", shown(text__plain="", text__html="")),
     "a widget": (
         "clean_outputs",
         output(
