@@ -1,9 +1,9 @@
 """A progress bar below the cell of a notebook, for the person who runs it.
 
-A notebook is also run by programs: to write its outputs, or to compare them. Those want what the cell computes
-and nothing else. What tells them from a person in front of the page is what they promise the kernel: a frontend
-for people answers `input`, nbconvert and nbval do not. So the bar is shown where input is allowed, and is
-emptied when the run is over.
+A notebook is also run by programs: to write its outputs, or to compare them. Those want what the cell
+computes and nothing else. What tells them from a person in front of the page is what they promise the kernel:
+a frontend for people answers `input`, nbconvert and nbval do not. So the bar is shown where input is allowed,
+and is emptied when the run is over.
 """
 
 from __future__ import annotations
