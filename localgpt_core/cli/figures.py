@@ -118,6 +118,8 @@ def _is_silent(statement: ast.stmt) -> bool:
     match statement:
         case ast.Expr(value=ast.Call() as call):
             return _called(call) in SILENT
+        case ast.Assign(targets=[ast.Subscript(value=ast.Name(id="told"))]):
+            return True  # what a sentence takes from here
         case ast.For(body=body, orelse=[]):
             return all(_is_silent(inner) for inner in body)
     return False

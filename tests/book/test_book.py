@@ -40,7 +40,8 @@ def test_notebook_is_as_jupyterlab_would_save_it(path):
     cells = notebook.cells
     assert len({cell.id for cell in cells}) == len(cells)
     # Times of execution, scroll positions and trust change without a change of the page.
-    assert {key for cell in cells for key in cell.metadata} <= {"mystnb", "tags"}
+    assert {key for cell in cells for key in cell.metadata} <= {"mystnb", "tags", "jupyter"}
+    assert all(cell.metadata.get("jupyter", {}).keys() <= {"source_hidden"} for cell in cells)
 
 
 def test_the_notebooks_ask_for_one_kernel():
@@ -125,7 +126,8 @@ def good_chapter() -> nbformat.NotebookNode:
                 "```python\nlr = 0.003\n```"
             ),
             v4.new_code_cell(
-                "result, results = train(config), load_results('rules')\nax.step(x, y)",
+                "result, results = train(config), load_results('rules')\nax.step(x, y)\n"
+                'say(f"A loss of {loss:.2f}, in 95 % of {share:.1%} at `0.02`.")',
                 execution_count=1,
                 outputs=[v4.new_output("stream", name="stdout", text="loss 2.31\n")],
             ),
@@ -248,6 +250,11 @@ FAULTS = {
     "a result in a table": ("no_typed_results", source(0, "| rule | loss |\n|---|---|\n| fa | 2.35 |")),
     "a result in a list": ("no_typed_results", source(0, "- see {cite}`nokland2016direct`\n- fa: 2.35")),
     "a result in an admonition": ("no_typed_results", source(0, "```{note}\nFA ends at 2.35.\n```")),
+    "a result typed in what is said": (
+        "no_typed_results",
+        source(1, 'say(f"FA ends at {loss:.2f} and BP at 1.93 nats.")'),
+    ),
+    "a result said without a field": ("no_typed_results", source(1, "say('BP ends at 1.93 nats.')")),
     "no assertion": ("asserts_its_result", replaced(3, "assert fa < frozen", "fa < frozen")),
     "no exercise": ("has_exercises", replaced(4, "```{exercise}", "```{note}")),
     "an open solution": ("has_exercises", replaced(4, ":class: dropdown\n", "")),

@@ -46,6 +46,7 @@ HELPER = "def f(x):\n    t = x\n    return t + a\n"
         ("x = 1\na = 3\n" + HELPER, "f(0)", "a = 3\n" + HELPER + "f(0)"),
         ("a = 1", "b = 2\nglue('a', a)\nplt.show()", "b = 2"),
         ("a = 1", "for k in [1]:\n    glue(k, a)\ndraw()", "draw()"),
+        ("told = {}\na = 1\ntold['a'] = a", "told['b'] = 2\ndraw(a)", "a = 1\ndraw(a)"),
         ("draw(a)\na = 1", "draw(a)", "a = 1\ndraw(a)"),  # a drawing above changes nothing
     ],
 )
