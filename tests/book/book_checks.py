@@ -214,6 +214,16 @@ def prose_lines(markdown: str) -> Iterator[str]:
             yield line
 
 
+def imports_after_its_question(notebook: NotebookNode) -> Iterator[str]:
+    """Yield a first cell of code that stands before the reader knows why, or below the first screen."""
+    first = next((n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code"), 0)
+    above = "\n".join(cell.source for cell in notebook.cells[:first])
+    if not re.search(r"(?m)^# .", above) or "**The question.**" not in above:
+        yield f"cell {first}, the first one of code, stands above the title or the question"
+    if re.search(r"(?m)^## ", above):
+        yield f"cell {first}, the first one of code, stands below the first section"
+
+
 def asserts_its_result(notebook: NotebookNode) -> Iterator[str]:
     if not any(re.search(r"(?m)^\s*assert\b", cell.source) for cell in code_cells(notebook)):
         yield "no cell asserts the sign of an effect"
@@ -250,7 +260,10 @@ CHECKS = {
         no_typed_results,
     )
 }
-CHAPTER_CHECKS = {check.__name__: check for check in (asserts_its_result, has_exercises, says_its_limits)}
+CHAPTER_CHECKS = {
+    check.__name__: check
+    for check in (imports_after_its_question, asserts_its_result, has_exercises, says_its_limits)
+}
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:

@@ -121,7 +121,7 @@ def good_chapter() -> nbformat.NotebookNode:
     return v4.new_notebook(
         cells=[
             v4.new_markdown_cell(
-                "# Chapter\n\nA step of `0.02`, $\\sigma = 0.5$, a 95 % band, {glue:text}`loss:.2f` nats. "
+                "# Chapter\n\n**The question.** Which? A step of `0.02`, $\\sigma = 0.5$, a 95 % band, "
                 "{cite:t}`launay2020direct` report 29.8.\n\n```{math}\n:label: eq\nx = 0.25\n```\n\n"
                 "```python\nlr = 0.003\n```"
             ),
@@ -255,6 +255,12 @@ FAULTS = {
         source(1, 'say(f"FA ends at {loss:.2f} and BP at 1.93 nats.")'),
     ),
     "a result said without a field": ("no_typed_results", source(1, "say('BP ends at 1.93 nats.')")),
+    "imports before the question": (
+        "imports_after_its_question",
+        lambda nb: nb.cells.insert(0, nb.cells.pop(1)),
+    ),
+    "no question": ("imports_after_its_question", replaced(0, "**The question.**", "A question.")),
+    "imports below a section": ("imports_after_its_question", source(0, "## The idea")),
     "no assertion": ("asserts_its_result", replaced(3, "assert fa < frozen", "fa < frozen")),
     "no exercise": ("has_exercises", replaced(4, "```{exercise}", "```{note}")),
     "an open solution": ("has_exercises", replaced(4, ":class: dropdown\n", "")),
