@@ -88,8 +88,9 @@ check-site: $(READY)
 
 # ------------------------------------------------------------------------------------------------ work
 
-lab: $(READY)  ## open the chapters in JupyterLab
-	@$(BIN)/jupyter lab book/chapters
+# From the root, so that a link from one page to another leads somewhere; the settings show Markdown rendered.
+lab: $(READY)  ## open the book in JupyterLab
+	@$(BIN)/jupyter lab --LabApp.app_settings_dir=book/_lab --LabApp.default_url=/lab/tree/book/intro.md
 
 execute: corpus  ## re-run every notebook and write its outputs in place
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \

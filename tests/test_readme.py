@@ -37,6 +37,8 @@ PLAYED: dict[str, tuple[str, str]] = {
     "localgpt table book/suites/baseline.toml": ("", r"bp sigmoid +3 +1\.8\d\d"),
     "localgpt table --records runs": ("", r"fa +1 .*floors of toy: "),
     "localgpt plot book/suites/baseline.toml": ("", r"a bp sigmoid.*frozen body.*nats +step"),
+    "localgpt figure ch03-curves": ("", r"suite feedback-alignment: ch03-curves.png"),
+    "localgpt figure": ("", r"ch03-curves +03-feedback-alignment, suite feedback-alignment"),
     "localgpt verify DIGEST": ("--records runs", r"agrees"),
     "localgpt sample runs/DIGEST.safetensors": ("--characters 20", r"^\n.{5}"),
     "localgpt bench": ("suite.toml --preset tiny --pairs 1", r"frozen +\S+ +\S+"),

@@ -1,9 +1,9 @@
 """The command line.
 
 One file for the command that trains, one for those on suites and records, one for the rest, their shared
-options, and how a run shows itself. A command reads its options, calls the rooms below and prints what they
-return; it imports them when it runs, so that help is there at once. An error is one line; the exit status
-says whether it is the user's (2) or not (1).
+options, how a run shows itself, and how a figure of the book is found. A command reads its options, calls the
+rooms below and prints what they return; it imports them when it runs, so that help is there at once. An error
+is one line; the exit status says whether it is the user's (2) or not (1).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The command line: train, run, table, plot, sample, verify, bench, corpus, export, import.
+"""The command line: train, run, table, plot, figure, sample, verify, bench, corpus, export, import.
 
 An error is one line on stderr, and the exit status says whose it is, see ``localgpt --help``.
 """

@@ -1,4 +1,4 @@
-"""The commands that work on suites and records: run, table, verify, export, import."""
+"""The commands that work on suites and records: run, table, figure, verify, export, import."""
 
 import time
 from dataclasses import replace
@@ -131,6 +131,39 @@ def table(
     print(people.to_string(index=False))
     for name, orders in by_text.values():
         say(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
+
+
+@commands.command()
+def figure(
+    name: Annotated[str | None, typer.Argument(help="name of a figure", show_default="list all")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write: .png, .pdf or .svg", show_default="NAME.png")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a figure of the book again from the records; without a name, list them.
+
+    Works inside the checkout. Figures of runs that a page makes itself are drawn by running the page.
+    """
+    with starting():
+        from localgpt_core.cli.figures import book_figures
+        from localgpt_core.report.results import book_folder
+    found = book_figures(book_folder())
+    recorded = {each.name: each for each in found.values() if each.suites and not each.live}
+    if name is None:
+        width = max(map(len, recorded), default=0)
+        for each in recorded.values():
+            print(f"{each.name:{width}}  {each.page.stem}, suite {', '.join(each.suites)}")
+        return
+    own = found.get(name)
+    require(own is not None, "name", name, "is no figure of the book; localgpt figure lists them")
+    require(name in recorded, "name", name, f"is not drawn from records; run book/{own.page}")
+    out = out or Path(f"{name}.png")
+    require(out.suffix in (".png", ".pdf", ".svg"), "out", str(out), "must end in .png, .pdf or .svg")
+    require_writable("out", out)
+    require_absent("out", out, overwrite)
+    own.draw(out)
+    tell(f"{name}, suite {', '.join(own.suites)}: {out}")
 
 
 @commands.command()

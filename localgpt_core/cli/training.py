@@ -169,7 +169,7 @@ def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: P
 
 def _curve(record: RunRecord, text: Corpus) -> str:
     """Return the validation curve of a finished run and the floors it is below, or why there is none."""
-    from localgpt_core.cli.curves import drawn, floors_passed
+    from localgpt_core.cli.plots import drawn, floors_passed
     from localgpt_core.corpus.known import CHEAP
     from localgpt_core.corpus.ngrams import floors
 

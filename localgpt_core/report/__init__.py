@@ -32,6 +32,7 @@ NAMES = {
         "estimate",
         "interval",
         "paired_difference",
+        "say",
         "show_table",
         "suite_runs",
     ],

@@ -28,6 +28,7 @@ __all__ = [
     "require_alike",
     "require_seeds_once",
     "run_row",
+    "say",
     "settings_last",
     "settings_of",
     "show_table",
@@ -253,3 +254,18 @@ def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
     style = frame.style.hide(axis="index").set_caption(caption).set_uuid(name)
     html = style.to_html(table_attributes='class="dataframe"')
     return HTMLTable(html.replace("<th ", '<th scope="col" '))
+
+
+class Said(str):
+    """A text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def say(text: str) -> Said:
+    """Return ``text``, sentences with results in them, for a notebook to show as Markdown."""
+    return Said(text.strip())

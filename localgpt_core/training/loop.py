@@ -11,18 +11,19 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from localgpt_core.common.files import require_writable
+from localgpt_core.common.notebooks import watched
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
-from localgpt_core.training.settings import RunSettings
+from localgpt_core.training.settings import Report, RunSettings
 from localgpt_core.training.state import RunState, TrainResult
 
 __all__ = ["TrainResult", "train"]
@@ -62,8 +63,11 @@ def train(
         resumes = settings.resume and path is not None and Path(path).exists()
         saved = load_checkpoint(path) if resumes else None
         run = RunState(model_config, train_config, corpus, device, settings.diagnose_every, saved)
+        title = f"{model_config.method} seed {train_config.seed}"
+        watch = nullcontext(settings.report) if settings.report else watched(train_config.steps, title)
         with _interrupt_between_steps() as interrupted:
-            status = _advance_to_the_end(run, settings, interrupted)
+            with watch as report:
+                status = _advance_to_the_end(run, settings, report, interrupted)
             if path is not None and status in ("interrupted", "out_of_time"):
                 run.save(Path(path))
             elif path is not None and status == "finished":
@@ -101,10 +105,11 @@ def _interrupt_between_steps() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _advance_to_the_end(run: RunState, settings: RunSettings, interrupted: threading.Event) -> str:
+def _advance_to_the_end(
+    run: RunState, settings: RunSettings, report: Report, interrupted: threading.Event
+) -> str:
     """Advance ``run`` until it is over and return the status."""
     first_step, measured_from = run.step, 0.0
-    report = settings.report or (lambda measured: None)
     while True:
         if run.evaluation_due:
             loss = run.evaluate()

@@ -45,7 +45,8 @@ class RunSettings:
         resume: Go on from ``checkpoint`` if it exists.
         deadline: Value of ``time.monotonic()`` by which the run must be over. Without a checkpoint it is
             stopped as soon as its own speed shows that it cannot be; with one it goes on until then.
-        report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``.
+        report: Called with ``step`` and whatever was measured there: ``train_loss``, ``val_loss``. None shows
+            a bar to a person who runs a notebook, and nothing elsewhere.
         diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
             itself is the same to the last bit.
 

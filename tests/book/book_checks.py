@@ -14,6 +14,8 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
+from localgpt_core.cli.figures import page_figures
+
 MAX_BYTES = 1_200_000
 MAX_DEF_LINES = 6
 MIN_ALT = 30
@@ -45,6 +47,8 @@ def clean_outputs(notebook: NotebookNode) -> Iterator[str]:
             yield f"{place} shows {output.ename}: {output.evalue}"
         if output.get("name") == "stderr":
             yield f"{place} prints to stderr: {output.text.strip()[:60]!r}"
+        if "data" in output and not any(output.data.values()):
+            yield f"{place} has an output that shows nothing, as a bar leaves behind; run it by make execute"
         for kind in output.get("data", {}):
             if "widget" in kind or "javascript" in kind:
                 yield f"{place} shows {kind}, which is blank on the page"
@@ -82,6 +86,20 @@ def alt_problems(alt: str | None, place: str) -> Iterator[str]:
     alt = (alt or "").strip()
     if len(alt) < MIN_ALT or " " not in alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
         yield f"{place} has an image whose alt text says too little: {alt!r}"
+
+
+def figures_name_their_source(notebook: NotebookNode) -> Iterator[str]:
+    """Yield figures from records whose caption has no `suite`, and live ones that do not say so."""
+    try:
+        figures = [*page_figures(notebook.cells, Path("page"))]
+    except SyntaxError:
+        return  # which calls_the_package tells
+    for figure in figures:
+        for suite in figure.suites:
+            if f"`{suite}`" not in figure.caption:
+                yield f"{figure.name} is drawn from suite {suite}, which its caption does not name"
+        if figure.live and not re.search(r"(?i)\blive\b|\b(?:of|in) this page\b", figure.caption):
+            yield f"{figure.name} shows runs of this page, and its caption does not say that they are live"
 
 
 def tables_are_described(notebook: NotebookNode) -> Iterator[str]:
@@ -138,14 +156,28 @@ def no_typed_results(notebook: NotebookNode) -> Iterator[str]:
     decimal = r"(?<![\w.,])\d+(?:\.\d+(?:[eE][-+]?\d+)?|[eE]-?\d+)(?![\w]|\.\d)"
     percentage = r"(?<![\w.,])\d+(?:\.\d+)?\s?%"
     for number, cell in enumerate(notebook.cells):
-        if cell.cell_type != "markdown":
-            continue
-        for sentence in sentences(cell.source):
+        for sentence in sentences(cell.source if cell.cell_type == "markdown" else said(cell.source)):
             if CITED in sentence:
                 continue
             for match in re.finditer(f"{percentage}|{decimal}", sentence):
                 if re.sub(r"\s", "", match.group()) != "95%":  # the level of the intervals, not a result
                     yield f"cell {number} types {match.group()!r} in {sentence.strip()[:80]!r}"
+
+
+def said(code: str) -> str:
+    """Return what the cell of ``code`` types in the sentences that it says; what it computes is left out."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return ""  # which calls_the_package tells
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "say"
+    ]
+    texts = []
+    for text in (argument for call in calls for argument in call.args):
+        parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+        texts.append("".join(part.value for part in parts if isinstance(part, ast.Constant)))
+    return "\n\n".join(texts)
 
 
 CITED = "\N{REFERENCE MARK}"  # stands for a citation in a sentence
@@ -182,6 +214,16 @@ def prose_lines(markdown: str) -> Iterator[str]:
             yield line
 
 
+def imports_after_its_question(notebook: NotebookNode) -> Iterator[str]:
+    """Yield a first cell of code that stands before the reader knows why, or below the first screen."""
+    first = next((n for n, cell in enumerate(notebook.cells) if cell.cell_type == "code"), 0)
+    above = "\n".join(cell.source for cell in notebook.cells[:first])
+    if not re.search(r"(?m)^# .", above) or "**The question.**" not in above:
+        yield f"cell {first}, the first one of code, stands above the title or the question"
+    if re.search(r"(?m)^## ", above):
+        yield f"cell {first}, the first one of code, stands below the first section"
+
+
 def asserts_its_result(notebook: NotebookNode) -> Iterator[str]:
     if not any(re.search(r"(?m)^\s*assert\b", cell.source) for cell in code_cells(notebook)):
         yield "no cell asserts the sign of an effect"
@@ -211,13 +253,17 @@ CHECKS = {
         clean_outputs,
         small,
         figures_are_described,
+        figures_name_their_source,
         tables_are_described,
         calls_the_package,
         stands_alone,
         no_typed_results,
     )
 }
-CHAPTER_CHECKS = {check.__name__: check for check in (asserts_its_result, has_exercises, says_its_limits)}
+CHAPTER_CHECKS = {
+    check.__name__: check
+    for check in (imports_after_its_question, asserts_its_result, has_exercises, says_its_limits)
+}
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -24,6 +25,39 @@ def test_notebook_has_no_problems(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert problems(notebook, chapter=path.parent.name == "chapters") == []
+
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_as_jupyterlab_would_save_it(path):
+    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec == KERNEL
+    cells = notebook.cells
+    assert len({cell.id for cell in cells}) == len(cells)
+    # Times of execution, scroll positions and trust change without a change of the page.
+    assert {key for cell in cells for key in cell.metadata} <= {"mystnb", "tags", "jupyter"}
+    assert all(cell.metadata.get("jupyter", {}).keys() <= {"source_hidden"} for cell in cells)
+
+
+def test_the_notebooks_ask_for_one_kernel():
+    read = [nbformat.read(path, nbformat.NO_CONVERT).metadata for path in NOTEBOOKS]
+    assert all(metadata == read[0] for metadata in read)
+
+
+def test_make_lab_opens_a_page_that_exists_with_settings_that_exist():
+    recipe = (ROOT / "Makefile").read_text()
+    (page,) = re.findall(r"--LabApp\.default_url=/lab/tree/(\S+)", recipe)
+    (settings,) = re.findall(r"--LabApp\.app_settings_dir=(\S+)", recipe)
+    assert (ROOT / page).is_file()
+    viewers = json.loads((ROOT / settings / "overrides.json").read_text())
+    assert (
+        viewers["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]["markdown"] == "Markdown Preview"
+    )
 
 
 def test_there_are_chapters():
@@ -68,14 +102,17 @@ def good_chapter() -> nbformat.NotebookNode:
     v4 = nbformat.v4
     png = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
     figure = v4.new_code_cell(
-        "plot(records)",
+        "plot(results, result)",
         execution_count=2,
         outputs=[
             v4.new_output("display_data", data={"image/png": png, "text/plain": "<Figure size 600x300>"})
         ],
         metadata={
             "mystnb": {
-                "figure": {"name": "fig-loss", "caption": "Loss over steps, three seeds."},
+                "figure": {
+                    "name": "fig-loss",
+                    "caption": "Loss over steps, three seeds. Suite `rules`; dashed: live.",
+                },
                 "image": {"alt": "Two loss curves; the lower one belongs to backpropagation"},
             }
         },
@@ -84,12 +121,13 @@ def good_chapter() -> nbformat.NotebookNode:
     return v4.new_notebook(
         cells=[
             v4.new_markdown_cell(
-                "# Chapter\n\nA step of `0.02`, $\\sigma = 0.5$, a 95 % band, {glue:text}`loss:.2f` nats. "
+                "# Chapter\n\n**The question.** Which? A step of `0.02`, $\\sigma = 0.5$, a 95 % band, "
                 "{cite:t}`launay2020direct` report 29.8.\n\n```{math}\n:label: eq\nx = 0.25\n```\n\n"
                 "```python\nlr = 0.003\n```"
             ),
             v4.new_code_cell(
-                "import localgpt_core\nresult = localgpt_core.train(config)\nax.step(x, y)",
+                "result, results = train(config), load_results('rules')\nax.step(x, y)\n"
+                'say(f"A loss of {loss:.2f}, in 95 % of {share:.1%} at `0.02`.")',
                 execution_count=1,
                 outputs=[v4.new_output("stream", name="stdout", text="loss 2.31\n")],
             ),
@@ -119,6 +157,15 @@ def replaced(cell: int, old: str, new: str):
     return fault
 
 
+def recaptioned(old: str, new: str):
+    def fault(nb):
+        figure = nb.cells[2].metadata.mystnb.figure
+        assert old in figure.caption
+        figure.caption = figure.caption.replace(old, new)
+
+    return fault
+
+
 def output(**data):
     return lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output(**data))
 
@@ -136,6 +183,7 @@ FAULTS = {
     "executed twice": ("executed_in_order", lambda nb: nb.cells[3].update(execution_count=4)),
     "an error": ("clean_outputs", output(output_type="error", ename="E", evalue="no", traceback=[])),
     "a warning": ("clean_outputs", output(output_type="stream", name="stderr", text="UserWarning")),
+    "a bar that is over": ("clean_outputs", shown(text__plain="", text__html="")),
     "a widget": (
         "clean_outputs",
         output(
@@ -161,6 +209,14 @@ FAULTS = {
         "figures_are_described",
         lambda nb: nb.cells[2].outputs.append(copy.deepcopy(nb.cells[2].outputs[0])),
     ),
+    "records without a suite": ("figures_name_their_source", recaptioned("Suite `rules`", "Recorded")),
+    "another suite": ("figures_name_their_source", recaptioned("`rules`", "`depth`")),
+    "a suite in words alone": ("figures_name_their_source", recaptioned("`rules`", "rules")),
+    "a suite that is not spelled out": (
+        "figures_name_their_source",
+        replaced(1, "load_results('rules')", "load_results(name)"),
+    ),
+    "live runs that do not say so": ("figures_name_their_source", recaptioned("live", "more")),
     "a drawing without alt": ("figures_are_described", source(0, "![](model.png)")),
     "a table without caption": (
         "tables_are_described",
@@ -194,6 +250,17 @@ FAULTS = {
     "a result in a table": ("no_typed_results", source(0, "| rule | loss |\n|---|---|\n| fa | 2.35 |")),
     "a result in a list": ("no_typed_results", source(0, "- see {cite}`nokland2016direct`\n- fa: 2.35")),
     "a result in an admonition": ("no_typed_results", source(0, "```{note}\nFA ends at 2.35.\n```")),
+    "a result typed in what is said": (
+        "no_typed_results",
+        source(1, 'say(f"FA ends at {loss:.2f} and BP at 1.93 nats.")'),
+    ),
+    "a result said without a field": ("no_typed_results", source(1, "say('BP ends at 1.93 nats.')")),
+    "imports before the question": (
+        "imports_after_its_question",
+        lambda nb: nb.cells.insert(0, nb.cells.pop(1)),
+    ),
+    "no question": ("imports_after_its_question", replaced(0, "**The question.**", "A question.")),
+    "imports below a section": ("imports_after_its_question", source(0, "## The idea")),
     "no assertion": ("asserts_its_result", replaced(3, "assert fa < frozen", "fa < frozen")),
     "no exercise": ("has_exercises", replaced(4, "```{exercise}", "```{note}")),
     "an open solution": ("has_exercises", replaced(4, ":class: dropdown\n", "")),

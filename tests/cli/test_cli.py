@@ -335,7 +335,7 @@ def test_train_ends_with_the_curve_the_floors_and_the_files(cli, monkeypatch):
     def broken(*args):
         raise MemoryError("none left")
 
-    monkeypatch.setattr("localgpt_core.cli.curves.drawn", broken)
+    monkeypatch.setattr("localgpt_core.cli.plots.drawn", broken)
     status, out, _ = cli("train", *TOY, "--out", "c")
     assert status == 0 and "no curve: MemoryError: none left\nfinal validation loss" in out
 

@@ -7,8 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from toys import toy_record, toy_spec
 
-from localgpt_core.cli import curves
-from localgpt_core.cli.curves import drawn, floors_passed
+from localgpt_core.cli.plots import drawing_library, drawn, floors_passed
 from localgpt_core.report.runs import asked_for, curves_of
 
 
@@ -141,7 +140,7 @@ def test_what_cannot_be_drawn_is_refused(cli, runs, options, words):
 
 def test_without_plotext_a_png_can_still_be_drawn(cli, runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotext", None)
-    assert curves.drawing_library() is None and drawn({"a": ([1, 2], [2.0, 1.0])}, "nats") == ""
+    assert drawing_library() is None and drawn({"a": ([1, 2], [2.0, 1.0])}, "nats") == ""
     status, _, err = cli("plot", "--records", "runs")
     assert status == 2 and "needs plotext" in err
     assert cli("plot", "--records", "runs", "--out", "a.png")[0] == 0

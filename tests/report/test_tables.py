@@ -343,3 +343,13 @@ def test_what_an_arm_was_made_with_may_stand_last():
     }
     plain = pd.DataFrame({"arm": ["bp"], "n": [3]})
     assert tables.settings_last(plain) is plain
+
+
+def test_what_is_said_is_markdown_in_a_notebook_and_a_text_elsewhere():
+    text = tables.say(f"""
+It ends at **{2 / 3:.2f}**.
+
+- so
+""")
+    assert text == text._repr_markdown_() == repr(text) == "It ends at **0.67**.\n\n- so"
+    assert {type(text._repr_markdown_()), type(repr(text))} == {str}
