@@ -61,6 +61,7 @@ def commands(program: str) -> list[str]:
 def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     for name in ("suites", "records"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
+    (tmp_path / "book" / "chapters").symlink_to(ROOT / "book" / "chapters")
     (tmp_path / "toy.txt").write_text(toy_text())
     (tmp_path / "suite.toml").write_text(TOY_SUITE)
     (tmp_path / "arm.toml").write_text('model = { method = "bp" }\ntrain = { steps = 4 }\n')
