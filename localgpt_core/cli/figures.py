@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["BookFigure", "book_figures", "needed_code", "page_figures"]
 
-SILENT = {"glue", "plt.show", "print"}  # calls that draw nothing, and want a notebook or a window
+SILENT = {"plt.show", "print"}  # calls that draw nothing, and want a notebook or a window
 
 
 @dataclass(frozen=True)
