@@ -44,8 +44,8 @@ HELPER = "def f(x):\n    t = x\n    return t + a\n"
         ("x = 1\nfor x in [2]:\n    y = x", "draw(y)", "for x in [2]:\n    y = x\ndraw(y)"),
         ("x = 1\na = 3", "draw([x + a for x in b])", "a = 3\ndraw([x + a for x in b])"),
         ("x = 1\na = 3\n" + HELPER, "f(0)", "a = 3\n" + HELPER + "f(0)"),
-        ("a = 1", "b = 2\nglue('a', a)\nplt.show()", "b = 2"),
-        ("a = 1", "for k in [1]:\n    glue(k, a)\ndraw()", "draw()"),
+        ("a = 1", "b = 2\nprint('a', a)\nplt.show()", "b = 2"),
+        ("a = 1", "for k in [1]:\n    print(k, a)\ndraw()", "draw()"),
         ("told = {}\na = 1\ntold['a'] = a", "told['b'] = 2\ndraw(a)", "a = 1\ndraw(a)"),
         ("draw(a)\na = 1", "draw(a)", "a = 1\ndraw(a)"),  # a drawing above changes nothing
     ],
