@@ -73,7 +73,8 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path):
 
     def play(command):
         shell = {"shell": True, "executable": shutil.which("bash"), "cwd": tmp_path, "env": environment}
-        done = subprocess.run(command, **shell, capture_output=True, text=True)
+        # Not the command alone, which would take the place of the shell that --install-completion is for.
+        done = subprocess.run(f"{command}; exit $?", **shell, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stderr + done.stdout if "train" in command else done.stdout + done.stderr
 
