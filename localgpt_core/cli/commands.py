@@ -29,7 +29,7 @@ app = typer.Typer(
     help=(
         "Train and measure a character GPT whose linear layers choose how they learn.\n\n"
         "Exit status: 0 done; 1 a failure of the program or of the machine, a loss that was not finite, or a "
-        "run that verify finds different; 2 an error of the user's; 3 no time left for a run of --only; "
+        "run that verify finds different; 2 an error of the user's; 3 a suite whose time is over; "
         f"130 Ctrl-C. An error is one line, and {TRACEBACK_VARIABLE}=1 shows where it arose."
     ),
 )

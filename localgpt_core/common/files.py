@@ -1,17 +1,29 @@
-"""Files that are whole or not there: every record, checkpoint and cached corpus is written this way."""
+"""Files that are whole or not there: every record, checkpoint and cached corpus is written this way.
+
+What is read is a regular file of a size that a file of its kind can have: a pipe would be waited for, and a
+device has no end.
+"""
 
 import errno
+import json
 import os
+import re
+import socket
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from localgpt_core.common.validation import Refusal, require
 
-__all__ = ["atomic_write", "require_writable"]
+__all__ = ["atomic_write", "parse_json", "read_regular", "require_writable"]
 
 # What no other path would change: the disk is full, over its quota, read-only after an error, or broken.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+HOST = re.sub(r"\W", "-", socket.gethostname())[:40]
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.(\d+)@" + re.escape(HOST) + r"\.tmp")
+LONGEST_INTEGER = 20  # digits
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -58,6 +70,7 @@ def require_writable(field: str, path: str | os.PathLike[str]) -> None:
     while not os.path.lexists(folder):
         missing.append(folder.name)
         folder = folder.parent
+    _sweep(folder)
     temporary = _temporary(folder)
     try:
         # The system looks at the length of the whole path, and at a name below a folder that is there.
@@ -76,7 +89,66 @@ def require_writable(field: str, path: str | os.PathLike[str]) -> None:
 
 def _temporary(folder: Path) -> Path:
     # Not tempfile.mkstemp: its files are private (mode 600), and a record is meant to be read by others.
-    return folder / f".{uuid.uuid4().hex}.tmp"
+    return folder / f".{uuid.uuid4().hex}.{os.getpid()}@{HOST}.tmp"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are gone, killed within a write, have left in ``folder``."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            found = TEMPORARY.fullmatch(entry.name)
+            if found and not _is_alive(int(found[1])):
+                with suppress(OSError):
+                    os.unlink(entry)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: If it cannot be read, is a folder, a pipe or a device, or has more than ``most`` bytes.
+
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"has {found.st_size} bytes, more than {most}", str(path))
+    return Path(path).read_bytes()
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: If it is damaged, or too deep; for an integer of more digits than any of ours has, and for
+            half a character (a lone surrogate), which nothing can write.
+
+    """
+    try:
+        value = json.loads(text, parse_int=_short_integer)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        problem = "half a character" if isinstance(error, UnicodeEncodeError) else error
+        raise Refusal(f"is not JSON ({problem})") from None
+    return value
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _write_new(path: Path, data: bytes) -> None:

@@ -4,17 +4,25 @@ A number that stands in a table or a figure is refused here if the rest of the r
 a record states once is compared by `localgpt_core.experiments.verification`, with the run made again.
 """
 
+import hashlib
+import json
 import math
+import re
+import types
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.training.curves import KEPT, check_curves, check_increasing
 
-__all__ = ["check_consistency"]
+__all__ = ["STATUSES", "check_consistency", "check_fields", "checksum"]
 
 Record = Any  # a `RunRecord`, whose module imports this one
 
+STATUSES = ("failed", "diverged", "finished")  # from the one that says least
+LONGEST_NAME = 200  # characters
+SUITE = r"|\w[\w .,+=()-]{0,99}"
 RANGES = {
     "descends": (0, 1),
     "total_cosine": (-1, 1),
@@ -26,6 +34,39 @@ RANGES = {
     "rule_rms": (0, math.inf),
     "exact_rms": (0, math.inf),
 }
+
+
+def check_fields(record: Record) -> None:
+    """Raise ``ValueError`` for a field of another type, or a name that cannot be a folder's or be printed."""
+    require(record.status in STATUSES, "status", record.status, "unknown")
+    for name, kinds in _kinds(type(record)).items():
+        value = getattr(record, name)
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        require(isinstance(value, kinds), name, value, f"must be of type {allowed}")
+    plain = re.fullmatch(SUITE, record.suite)
+    require(bool(plain), "suite", record.suite, "must be a plain name: a folder has it")
+    for name in ("arm", "preset"):
+        value = getattr(record, name)
+        shown = value.isprintable() and len(value) <= LONGEST_NAME
+        require(shown, name, value, f"must be printable, of at most {LONGEST_NAME} characters")
+
+
+@cache
+def _kinds(record: type) -> dict[str, tuple[type, ...]]:
+    """Return the types that the annotation of each field allows; an integer is a number too."""
+    found = {}
+    for name, hint in get_type_hints(record).items():
+        kinds = tuple(
+            get_origin(kind) or kind
+            for kind in (get_args(hint) if isinstance(hint, types.UnionType) else [hint])
+        )
+        found[name] = (*kinds, int) if float in kinds else kinds
+    return found
+
+
+def checksum(values: dict[str, Any]) -> str:
+    """Return the SHA-256 of the canonical JSON of a record's fields."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_consistency(record: Record) -> None:

@@ -1,19 +1,20 @@
 """What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
 
+import codecs
 import errno
 import json
 import math
 import os
-import types
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from localgpt_core.common.files import atomic_write
+from localgpt_core.common.files import atomic_write, parse_json, read_regular
 from localgpt_core.common.validation import Refusal, require
-from localgpt_core.experiments.consistency import check_consistency
+from localgpt_core.experiments.consistency import STATUSES, check_consistency, check_fields, checksum
 from localgpt_core.experiments.specs import RunSpec
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+LARGEST_RECORD, LARGEST_BUNDLE = 2**26, 2**32  # bytes
 # Fields that a record of this schema may lack.
 ADDED_LATER = {"anchor_steps", "diagnostics"}
 
@@ -88,16 +90,7 @@ class RunRecord:
         spec = RunSpec.from_dict(self.spec)
         require(spec.digest == self.digest, "digest", self.digest, f"its spec has {spec.digest}")
         require(spec.seed == self.seed, "seed", self.seed, f"its spec has {spec.seed}")
-        require(self.status in ("finished", "diverged", "failed"), "status", self.status, "unknown")
-        plain = isinstance(self.suite, str) and self.suite in ("", Path(self.suite).name)
-        require(plain and self.suite != "..", "suite", self.suite, "must be a plain name: a folder has it")
-        for name, kinds in _KINDS.items():
-            value = getattr(self, name)
-            allowed = " or ".join(kind.__name__ for kind in kinds)
-            require(isinstance(value, kinds), name, value, f"must be of type {allowed}")
-        for name, curve in self.curves.items():
-            numbers = isinstance(curve, list) and all(isinstance(x, int | float | None) for x in curve)
-            require(numbers, "curves", name, "must be a list of numbers")
+        check_fields(self)
 
     @property
     def run_spec(self) -> RunSpec:
@@ -107,9 +100,10 @@ class RunRecord:
     def to_json(self) -> str:
         """Return the record as JSON: floats with 6 significant digits, null for what is not finite.
 
-        The spec keeps every digit: the digest depends on it.
+        The spec keeps every digit: the digest depends on it. ``sha256`` is a checksum of all the rest.
         """
-        return json.dumps(_rounded(asdict(self)) | {"spec": self.spec}, sort_keys=True, allow_nan=False)
+        values = _rounded(asdict(self)) | {"spec": self.spec}
+        return json.dumps(values | {"sha256": checksum(values)}, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "RunRecord":
@@ -119,37 +113,35 @@ class RunRecord:
             ValueError: If the text is damaged, has other fields, its digest is not that of its spec, or two
                 of its numbers contradict each other, see `localgpt_core.experiments.consistency`.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Refusal(f"is not JSON ({error})") from None
+        values = parse_json(text)
         require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
+        kept = values.pop("sha256", None)
         expected = {item.name for item in fields(cls)}
         odd = sorted(expected.symmetric_difference({*values} | ADDED_LATER))
         require(not odd, "fields", odd, "missing or unknown in a record")
         record = cls(**values)
         check_consistency(record)
+        require(kept is None or kept == checksum(values), "sha256", kept, "is not that of its content")
         return record
 
     def as_kept(self) -> "RunRecord":
         """Return the record with the digits that its file keeps; nothing is compared."""
-        return type(self)(**json.loads(self.to_json()))
+        values = json.loads(self.to_json())
+        del values["sha256"]
+        return type(self)(**values)
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the record to ``folder/<digest>.json``, atomically, and return the path."""
+        """Write the record to ``folder/<digest>.json``, atomically, and return the path.
+
+        One that is there and says more stays: a finished run over one that diverged, and either over one that
+        broke down.
+        """
         path = Path(folder) / f"{self.digest}.json"
+        with suppress(Refusal):
+            if STATUSES.index(read_record(path).status) > STATUSES.index(self.status):
+                return path
         atomic_write(path, self.to_json() + "\n")
         return path
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the types that a field's annotation allows; an integer is a number too."""
-    found = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    plain = tuple(get_origin(kind) or kind for kind in found)
-    return (*plain, int) if float in plain else plain
-
-
-_KINDS = {name: _kinds(hint) for name, hint in get_type_hints(RunRecord).items()}
 
 
 def _rounded(value: Any) -> Any:
@@ -170,8 +162,8 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     """
     path = Path(path)
     try:
-        record = RunRecord.from_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        record = RunRecord.from_json(read_regular(path, LARGEST_RECORD).decode("utf-8-sig"))
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise Refusal(f"record {path} is refused: {error}") from None
     require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
     return record
@@ -253,19 +245,32 @@ def import_bundle(
     Raises:
         ValueError: If the file cannot be read.
     """
-    try:
-        # Not splitlines: other tools leave U+2028 within a JSON string, where it ends no line.
-        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"bundle {path} cannot be read: {error}") from None
+    found = list(bundled(path))
+    problems = [problem for problem in found if isinstance(problem, Refusal)]
+    none = f"has no line that is a record; {problems[0]}" if problems else ""
+    require(len(problems) < len(found), "bundle", str(path), none)
     present = load_records(root, on_problem)
     written = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = RunRecord.from_json(line)
-        except (ValueError, TypeError, AttributeError) as error:
-            on_problem(f"bundle {path}, line {number} is refused: {error}")
-            continue
-        if _keep(present, record):
+    for record in found:
+        if isinstance(record, Refusal):
+            on_problem(str(record))
+        elif _keep(present, record):
             written.append(record.write(Path(root) / record.suite))
     return written
+
+
+def bundled(path: str | os.PathLike[str]) -> Iterator[RunRecord | Refusal]:
+    """Yield for each line of a bundle its record, or why there is none.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    try:
+        data = read_regular(path, LARGEST_BUNDLE).removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
+    except OSError as error:
+        raise Refusal(f"bundle {path} cannot be read: {error}") from None
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        try:
+            yield RunRecord.from_json(line.decode())
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            yield Refusal(f"bundle {path}, line {number} is refused: {error}")

@@ -1,7 +1,10 @@
 import errno
 import multiprocessing
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -143,3 +146,42 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     atomic_write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_what_a_killed_process_left_in_a_folder_is_swept_and_nothing_else(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    stale = tmp_path / f".{'a' * 32}.{int(gone.stdout)}@{files.HOST}.tmp"
+    kept = [
+        tmp_path / f".{'b' * 32}.{os.getpid()}@{files.HOST}.tmp",  # of a process that is there
+        tmp_path / f".{'c' * 32}.{int(gone.stdout)}@another.tmp",  # of another machine
+        tmp_path / f".{'d' * 32}.tmp",
+        tmp_path / "notes.tmp",
+    ]
+    for path in (stale, *kept):
+        path.write_text("x")
+    require_writable("out", tmp_path / "a.json")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_killed_write_leaves_a_file_that_the_next_command_sweeps(tmp_path):
+    code = "import os, signal, sys; from localgpt_core.common import files;"
+    code += "files.os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL);"
+    code += "files.atomic_write(sys.argv[1], 'x')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert done.returncode == -signal.SIGKILL and len([*tmp_path.iterdir()]) == 1
+    require_writable("out", tmp_path / "a")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "1" * 21, '{"a": -' + "9" * 400 + "}", '"\\ud800"'])
+def test_json_that_nothing_could_use_is_refused(text):
+    with pytest.raises(ValueError, match="^is not JSON"):
+        files.parse_json(text)
+
+
+def test_json_is_what_it_says():
+    assert files.parse_json('{"a": [1, -2.5, "\\u00e9 \\ud83d\\ude00", 18446744073709551615]}') == {
+        "a": [1, -2.5, "é \U0001f600", 2**64 - 1]
+    }

@@ -1,7 +1,10 @@
+import codecs
 import dataclasses
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +18,14 @@ import torch
 from cases import ALIGNMENT_FIELDS, GRAPE
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import toy_corpus, toy_model, toy_record, toy_spec, toy_train
+from toys import toy_corpus, toy_curves, toy_model, toy_record, toy_spec, toy_train
 
 from localgpt_core.common import files
 from localgpt_core.common.environment import code_version, environment
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments import execution as runs
+from localgpt_core.experiments import records
 from localgpt_core.experiments.execution import execute, sample_text
 from localgpt_core.experiments.records import (
     RunRecord,
@@ -484,12 +488,15 @@ def test_an_import_replaces_only_runs_that_broke_down(tmp_path):
     assert records[kept.digest].final_val_loss == 1.5
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_bundle_that_cannot_be_read_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, words",
+    [(None, "bundle .* cannot be read"), (b"\xff\xfe", "bundle=.* has no line that is a record")],
+)
+def test_a_bundle_that_cannot_be_read_is_refused(tmp_path, content, words):
     path = tmp_path / "bundle.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="bundle .* cannot be read") as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         import_bundle(path, tmp_path / "records")
     assert str(path) in str(caught.value)
     assert not (tmp_path / "records").exists()
@@ -812,3 +819,116 @@ def test_a_record_nested_too_deep_is_refused(folder):
     path = folder / "a" / f"{toy_spec(9).digest}.json"
     path.write_text("[" * 200000)
     assert_refused_and_the_rest_loaded(folder, path)
+
+
+# ------------------------------------------------------------------- whole, of one rank, from a regular file
+
+
+def test_a_record_carries_a_checksum_of_all_the_rest(tmp_path):
+    record = toy_record()
+    values = json.loads(record.to_json())
+    kept = values.pop("sha256")
+    assert kept == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert RunRecord.from_json(json.dumps(values)) == record  # as one of old
+    for changed in ({"sample": "a weed"}, {"arm": "b"}, {"environment": {}}):
+        with pytest.raises(ValueError, match="sha256=.*: is not that of its content"):
+            RunRecord.from_json(json.dumps(values | changed | {"sha256": kept}))
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(tmp_path):
+    path = toy_record().write(tmp_path)
+    data = path.read_bytes()
+    for place in range(0, len(data) - 1, 7):
+        flipped = bytes([data[place] ^ 1 << place % 7])
+        path.write_bytes(data[:place] + flipped + data[place + 1 :])
+        with pytest.raises(ValueError, match=path.name):
+            read_record(path)
+
+
+@pytest.mark.parametrize("kept", ["failed", "diverged", "finished"])
+@pytest.mark.parametrize("later", ["failed", "diverged", "finished"])
+def test_a_record_that_says_more_stays(tmp_path, kept, later):
+    order = ["failed", "diverged", "finished"]
+    path = toy_record(status=kept, **of_status(kept)).write(tmp_path)
+    assert toy_record(status=later, **of_status(later), suite="later").write(tmp_path) == path
+    stays = order.index(kept) > order.index(later)
+    assert read_record(path).suite == ("toys" if stays else "later")
+
+
+def of_status(status):
+    if status != "diverged":
+        return {}
+    curves = toy_curves(toy_spec(), None, 2.25)
+    return {"final_val_loss": None, "best_val_loss": 2.25, "curves": curves}
+
+
+def test_a_damaged_record_is_replaced_by_any_other(tmp_path):
+    path = toy_record().write(tmp_path)
+    path.write_text("{")
+    toy_record(status="failed").write(tmp_path)
+    assert read_record(path).status == "failed"
+
+
+ODD_NAMES = {
+    "suite": ["..", ".", "a/b", "a\0b", "-", " ", "x" * 101, "\u2028", "<b>", "é\n"],
+    "arm": ["a\0b", "x" * 201, "\x1b[31m", "a\nb", "\u2028"],
+    "preset": ["\t", "x" * 201],
+}
+
+
+@pytest.mark.parametrize("field, name", [(field, name) for field in ODD_NAMES for name in ODD_NAMES[field]])
+def test_names_that_no_folder_or_table_can_have_are_refused(field, name):
+    with pytest.raises(ValueError, match=f"^{field}="):
+        toy_record(**{field: name})
+
+
+def test_names_of_suites_and_arms_may_be_of_any_script():
+    record = toy_record(suite="первый опыт-1.2 (a, b=c)", arm="<bp> ≤ 3e-3 $x_1$")
+    assert RunRecord.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 10**400}, {"wall_time_s": 10**30}, {"arm": "\ud800"}, {"sample": "\udfff"}]
+)
+def test_what_nothing_could_compute_or_write_is_refused(change):
+    text = json.dumps(json.loads(toy_record().to_json()) | change)
+    with pytest.raises(ValueError, match="is not JSON .*(integer of|half a character)"):
+        RunRecord.from_json(text)
+
+
+def test_one_bad_line_of_a_bundle_costs_that_line_only(tmp_path):
+    good, other = toy_record(), toy_record(toy_spec(2), sample="one\u2028two")
+    odd = json.loads(good.to_json())
+    lines = [
+        good.to_json().encode(),
+        b"\xff\xfe",
+        json.dumps(odd | {"suite": "a\0b"}).encode(),
+        json.dumps(odd | {"suite": "x" * 300}).encode(),
+        json.dumps(odd | {"suite": "\ud800"}).encode(),
+        json.dumps(odd | {"seed": 10**400}).encode(),
+        b"[" * 100_000,
+        json.dumps(json.loads(other.to_json()), ensure_ascii=False).encode(),
+    ]
+    path = tmp_path / "bundle.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + b"\n".join(lines) + b"\n")
+    problems = []
+    written = import_bundle(path, tmp_path / "records", problems.append)
+    assert {read_record(p).digest for p in written} == {good.digest, other.digest}
+    assert [re.search(r"line (\d)", problem)[1] for problem in problems] == [*"234567"]
+
+
+def test_a_pipe_a_device_and_a_huge_file_are_no_records(tmp_path, monkeypatch):
+    kept = toy_record().write(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    monkeypatch.setattr(records, "LARGEST_RECORD", kept.stat().st_size)
+    (tmp_path / "huge.json").write_bytes(kept.read_bytes() + b" ")
+    problems = []
+    assert [*load_records(tmp_path, problems.append)] == [kept.stem]
+    assert [re.search(r"no regular file|has \d+ bytes", problem)[0][:2] for problem in problems] == [
+        "no",
+        "ha",
+        "no",
+    ]
+    with pytest.raises(ValueError, match="is no regular file"):
+        import_bundle(tmp_path / "pipe.json", tmp_path / "other")

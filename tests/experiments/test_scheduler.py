@@ -305,7 +305,7 @@ def test_runs_side_by_side_go_on_too(make, start, finish):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE_S)
     status, out, err = finish(run, "--jobs", "2", "--time-budget", "3")
-    assert (status, unfinished(run)) == (0, [left]), err
+    assert (status, unfinished(run)) == (3, [left]), err
     assert len(re.findall(rf"long seed 1 \[{left}\]: goes on from step \d+/1000000\n", err)) == 1
     assert f"long seed 1 [{left}]: out of time after " in err
 

@@ -148,6 +148,7 @@ def test_a_figure_that_cannot_be_drawn_says_what_it_needs(here):
 def test_a_run_that_broke_down_and_one_of_no_known_machine_are_results_too(here, tmp_path):
     for record in load_records("kept").values():
         dataclasses.replace(record, environment={}).write(tmp_path)
+    (tmp_path / f"{record.digest}.json").unlink()
     toy_record(record.run_spec, status="failed").write(tmp_path)
     found = load_results("mine.toml", records=tmp_path)
     assert len(found.runs) == 4 and found.curves()["seed"].nunique() == 2
