@@ -1,7 +1,7 @@
 """Damaged and foreign files, and commands that nobody means: one line, the documented status, nothing harmed.
 
 Every case is drawn from its number, so that what fails can be played again: `case` is in the message.
-LOCALGPT_FUZZ=10 plays ten times as many (`make fuzz`).
+LOCALGPT_FUZZ=10 plays ten times as many, as `make fuzz` does.
 """
 
 import hashlib
