@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -250,10 +251,18 @@ class HTMLTable:
 
 
 def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
-    """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page."""
-    style = frame.style.hide(axis="index").set_caption(caption).set_uuid(name)
+    """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page.
+
+    Texts are shown as they are: what looks like markup, in the name of an arm say, stays text.
+    """
+    shown = frame.map(_as_text).rename(columns=_as_text)
+    style = shown.style.hide(axis="index").set_caption(_as_text(caption)).set_uuid(name)
     html = style.to_html(table_attributes='class="dataframe"')
     return HTMLTable(html.replace("<th ", '<th scope="col" '))
+
+
+def _as_text(value: object) -> object:
+    return escape(value, quote=False) if isinstance(value, str) else value
 
 
 class Said(str):

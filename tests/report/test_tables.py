@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from scipy import stats
 from toys import toy_corpus, toy_record, toy_spec
 
@@ -353,3 +354,12 @@ It ends at **{2 / 3:.2f}**.
 """)
     assert text == text._repr_markdown_() == repr(text) == "It ends at **0.67**.\n\n- so"
     assert {type(text._repr_markdown_()), type(repr(text))} == {str}
+
+
+def test_markup_in_a_table_is_text():
+    odd = "<script>alert(1)</script> & 'x' < \"y\""
+    html = tables.show_table(pd.DataFrame({odd: [odd, "plain"], "n": [1, 2]}), odd, "odd")._repr_html_()
+    page = BeautifulSoup(html, "html.parser")
+    assert page.find("script") is None
+    assert page.caption.text == page.find_all("th")[0].text == page.find_all("td")[0].text == odd
+    assert [cell.text for cell in page.find_all("td")][1:] == ["1", "plain", "2"]
