@@ -36,6 +36,7 @@ from localgpt_core.training.step import learning_rate, trained_names
 __all__ = ["Checkpoint", "lengthened", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "localgpt-checkpoint-2"
+HEADER = {"format", "model", "train", "corpus", "progress"}
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
     try:
         kept = header.pop("sha256", None)  # checkpoints of old have none
+        require(header.keys() == HEADER, "header", sorted(header), f"must have {sorted(HEADER)}")
         whole = kept is None or kept == checksum(header, tensors)
         require(whole, "sha256", kept, "is not that of its content")
         model_config = build(LocalGPTConfig, json.loads(header["model"]))

@@ -148,6 +148,14 @@ def test_every_flipped_bit_is_noticed(whole, tmp_path):
             assert data[place : place + 1] == b" ", place
 
 
+def test_a_checkpoint_whose_checksum_has_lost_its_name_is_not_one_of_old(whole, tmp_path):
+    header, tensors = content(whole)
+    header["sha257"] = header.pop("sha256")
+    safetensors.torch.save_file(tensors, tmp_path / "c", metadata=header)
+    with pytest.raises(ValueError, match="header=.*'sha257'.*: must have"):
+        load_checkpoint(tmp_path / "c")
+
+
 def test_a_checksum_depends_on_all_that_is_written():
     header, tensors = {"a": "1", "b": "2"}, {"x": torch.arange(4.0), "y": torch.zeros(2, 3)}
     known = integrity.checksum(header, tensors)
