@@ -22,7 +22,6 @@ from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
 from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import PlannedRun, Suite
-from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import Report, RunSettings
@@ -141,7 +140,6 @@ class SuiteRun:
         try:
             saved = load_checkpoint(path)
             saved.require_same_run(run.spec.model, run.spec.train, self.corpus)
-            saved.restore_model(LocalGPT(saved.model_config))
         except Refusal as error:
             say(f"{error}; {_title(run)} starts again")
             return None

@@ -1,8 +1,8 @@
 """One run.
 
-Where and how it goes, one step and one evaluation for every rule, the state between two steps, the loop with
-its bar in a notebook, and checkpoints from which a run goes on bit for bit. What comes out is a
-`TrainResult`; its record is made in `localgpt_core.experiments`.
+Where and how it goes, one step and one evaluation for every rule, the state between two steps, its curves,
+the loop, and checkpoints from which a run goes on bit for bit, held to their run before they are used.
+What comes out is a `TrainResult`; its record is made in `localgpt_core.experiments`.
 """
 
 from localgpt_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint

@@ -57,11 +57,12 @@ def check_progress(progress: Any, model: LocalGPTConfig, train: TrainConfig) -> 
     lost = [loss for loss in curves["val_loss"] if loss is None or not math.isfinite(loss)]
     require(not lost, "val_loss", lost, "must be finite: a run that diverged has no checkpoint")
     since = step - (curves["step"][-1] if curves["step"] else 0)
-    for name, lengths in (("pending", (since,)), ("losses", (0, step - since))):
+    # A run that goes on from a checkpoint of old has the losses of its later steps only.
+    for name, fewest, most in (("pending", since, since), ("losses", 0, step - since)):
         values = progress[name]
         numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
         require(numbers, name, type(values).__name__, "must be a list of numbers")
-        require(len(values) in lengths, name, len(values), f"must have {lengths[-1]} losses")
+        require(fewest <= len(values) <= most, name, len(values), f"must have {most} losses")
     measured = progress["diagnostics"]
     require(isinstance(measured, dict), "diagnostics", measured, "must be an object")
     for name in ("train_time_s", "wall_time_s"):

@@ -8,10 +8,10 @@ import safetensors.torch
 import torch
 from cases import MODEL_CASES, RULE_CASES
 from safetensors import safe_open
-from toys import toy_corpus, toy_model, toy_train
+from toys import interrupt_after, toy_corpus, toy_model, toy_train
 
 from localgpt_core.training import integrity
-from localgpt_core.training.checkpoints import load_checkpoint
+from localgpt_core.training.checkpoints import lengthened, load_checkpoint
 from localgpt_core.training.loop import train
 from localgpt_core.training.state import RunState
 from localgpt_core.training.step import build_model, build_optimizer, model_without_numbers, trained_names
@@ -100,7 +100,7 @@ HOSTILE = {
     "a loss that is not a number": (changed_curves(val_loss=[3.0] * 4 + [NAN]), "val_loss=[nan]: must be"),
     "evaluated elsewhere": (changed_curves(val_step=[0, 1, 2, 3, 4]), "curves.val_step="),
     "pending": (changed_json("progress", pending=[1.0]), "pending=1: must have 0 losses"),
-    "losses of other steps": (changed_json("progress", losses=[1.0] * 7), "losses=7: must have 20 losses"),
+    "losses of other steps": (changed_json("progress", losses=[1.0] * 21), "losses=21: must have 20 losses"),
     "losses of nothing": (changed_json("progress", losses=[None] * 20), "losses='list': must be"),
     "endless time": (changed_json("progress", wall_time_s=INF), "wall_time_s=inf: must be"),
     "time that is a text": (changed_json("progress", train_time_s="1"), "train_time_s='1': must be"),
@@ -203,3 +203,24 @@ def test_a_checkpoint_of_old_has_no_checksum_and_no_losses(whole, tmp_path):
     safetensors.torch.save_file(tensors, tmp_path / "old", metadata=header)
     old, new = load_checkpoint(tmp_path / "old"), load_checkpoint(whole)
     assert old.progress == new.progress | {"losses": []} and asdict(old)["corpus"] == asdict(new)["corpus"]
+
+
+def test_a_run_that_went_on_from_a_checkpoint_of_old_goes_on_again(tmp_path):
+    """It has the losses of its later steps only, which is no damage, but cannot be made longer."""
+    config, path = toy_train(min_lr_ratio=1.0), tmp_path / "c"
+    whole = train(MODEL, config, toy_corpus())
+    for stop in (6, 13):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            interrupt_after(monkeypatch, stop)
+            assert train(MODEL, config, toy_corpus(), checkpoint=path, resume=True).steps_done == stop
+        header, tensors = content(path)
+        if stop == 6:
+            progress = json.loads(header["progress"])
+            del progress["losses"], header["sha256"]
+            header["progress"] = json.dumps(progress)
+            safetensors.torch.save_file(tensors, path, metadata=header)
+    assert len(load_checkpoint(path).progress["losses"]) == 7
+    found = train(MODEL, config, toy_corpus(), checkpoint=path, resume=True)
+    assert found.curves == whole.curves
+    with pytest.raises(ValueError, match="does not hold the loss of every step"):
+        lengthened(load_checkpoint(path), 30, tmp_path / "longer")
