@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from localgpt_core.config import LocalGPTConfig, TrainConfig
     from localgpt_core.convert.localize import Localized, localize
     from localgpt_core.corpus.corpus import Corpus, load_corpus
-    from localgpt_core.experiments.records import RunRecord, load_records
-    from localgpt_core.experiments.specs import RunSpec
     from localgpt_core.layers.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
     from localgpt_core.layers.linear import LocalLinear
     from localgpt_core.layers.norms import LayerNormProjectedSurrogate, LayerNormSTE
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from localgpt_core.measure.alignment import alignment
     from localgpt_core.measure.transport import describe, weight_transport
     from localgpt_core.model.gpt import LocalGPT
+    from localgpt_core.records import RunRecord, load_records
+    from localgpt_core.records.specs import RunSpec
     from localgpt_core.rules import RULES, LearningRule, RuleOptions
     from localgpt_core.training.loop import TrainResult, train
 
@@ -43,8 +43,8 @@ NAMES = {
     "Localized": "convert.localize",
     "RULES": "rules",
     "RuleOptions": "rules",
-    "RunRecord": "experiments.records",
-    "RunSpec": "experiments.specs",
+    "RunRecord": "records",
+    "RunSpec": "records.specs",
     "SigmoidSTE": "layers.surrogates",
     "SoftmaxValueMixLocalFn": "layers.surrogates",
     "TrainConfig": "config",
@@ -53,7 +53,7 @@ NAMES = {
     "alignment": "measure.alignment",
     "describe": "measure.transport",
     "load_corpus": "corpus.corpus",
-    "load_records": "experiments.records",
+    "load_records": "records",
     "localize": "convert.localize",
     "train": "training.loop",
     "weight_transport": "measure.transport",

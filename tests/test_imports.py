@@ -31,6 +31,7 @@ layers
 model convert
 measure
 training
+records
 experiments
 report
 cli

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from toys import TOY_SUITE, toy_text
 
-from localgpt_core.experiments.records import load_records
+from localgpt_core.records import load_records
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -6,8 +6,8 @@ from functools import cache
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.records import RunRecord
-from localgpt_core.experiments.specs import RunSpec
+from localgpt_core.records import RunRecord
+from localgpt_core.records.specs import RunSpec
 from localgpt_core.training import state as run_state
 from localgpt_core.training.step import learning_rate
 

@@ -58,7 +58,7 @@ def plot(
         require_writable("out", out)
         require_absent("out", out, overwrite)
     with starting():
-        from localgpt_core.experiments.records import load_records
+        from localgpt_core.records import load_records
         from localgpt_core.report.runs import asked_for, cheap_floors, curves_of
     found = load_records(records, say)
     shown = asked_for(what or [*found], found, preset, corpus)

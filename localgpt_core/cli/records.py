@@ -96,8 +96,8 @@ def table(
     """
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
-        from localgpt_core.experiments.records import load_records
         from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.records import load_records
         from localgpt_core.report.runs import cheap_floors, run_frame, run_table, with_floors
         from localgpt_core.report.tables import arm_frame, arm_table, settings_last, suite_runs
     require(not (csv and json), "csv", csv, "or json, not both")
@@ -179,8 +179,8 @@ def verify(
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.corpus.known import find_corpus
         from localgpt_core.experiments.execution import execute
-        from localgpt_core.experiments.records import load_records, matching
         from localgpt_core.experiments.verification import check_tolerance, diagnose_every, judge
+        from localgpt_core.records import load_records, matching
         from localgpt_core.training.settings import RunSettings
 
     check_tolerance(tolerance)
@@ -210,7 +210,7 @@ def export_records(
 ) -> None:
     """Put all records into one jsonl file."""
     with starting():
-        from localgpt_core.experiments.records import export_bundle, load_records
+        from localgpt_core.records import export_bundle, load_records
 
     require_writable("bundle", bundle)
     require_absent("bundle", bundle, overwrite)
@@ -226,7 +226,7 @@ def import_records(
 ) -> None:
     """Take the records of a jsonl file into the folder of records; a damaged line is named and left out."""
     with starting():
-        from localgpt_core.experiments.records import import_bundle
+        from localgpt_core.records import import_bundle
 
     require_writable("records", records / "record.json")
     written = import_bundle(bundle, records, say)

@@ -26,8 +26,8 @@ from localgpt_core.config import preset as configurations
 
 if TYPE_CHECKING:
     from localgpt_core.corpus.corpus import Corpus
-    from localgpt_core.experiments.records import RunRecord
-    from localgpt_core.experiments.specs import RunSpec
+    from localgpt_core.records import RunRecord
+    from localgpt_core.records.specs import RunSpec
     from localgpt_core.training.settings import RunSettings
 
 __all__ = ["commands"]
@@ -71,7 +71,7 @@ def train(
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.experiments.execution import left_to_do
-        from localgpt_core.experiments.specs import resolve_spec
+        from localgpt_core.records.specs import resolve_spec
         from localgpt_core.training.before import check_corpus
         from localgpt_core.training.settings import RunSettings
 

@@ -21,9 +21,9 @@ from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.corpus.vocabulary import decode, encode, first_prompt
-from localgpt_core.experiments.records import RunRecord, read_record
-from localgpt_core.experiments.specs import RunSpec
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.records import RunRecord, read_record
+from localgpt_core.records.specs import RunSpec
 from localgpt_core.training.checkpoints import Checkpoint, lengthened, load_checkpoint
 from localgpt_core.training.loop import TrainResult, train
 from localgpt_core.training.settings import RunSettings

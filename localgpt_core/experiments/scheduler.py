@@ -20,8 +20,8 @@ from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
-from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import PlannedRun, Suite
+from localgpt_core.records import RunRecord, load_records
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import Report, RunSettings

@@ -28,7 +28,7 @@ from typing import Any
 from localgpt_core.common.validation import Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.specs import RunSpec, resolve_spec
+from localgpt_core.records.specs import RunSpec, resolve_spec
 
 __all__ = ["Arm", "PlannedRun", "Suite", "read_config", "read_suite"]
 

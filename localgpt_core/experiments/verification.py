@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localgpt_core.common.validation import require
-from localgpt_core.experiments.records import RunRecord
+from localgpt_core.records import RunRecord
 
 __all__ = ["FREE", "Verdict", "check_tolerance", "diagnose_every", "judge"]
 

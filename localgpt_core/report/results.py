@@ -18,8 +18,8 @@ import pandas as pd
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.suites import Suite, read_suite
+from localgpt_core.records import RunRecord, load_records
 from localgpt_core.report.tables import (
     arm_frame,
     arm_table,

@@ -9,8 +9,8 @@ import pandas as pd
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.records import RunRecord, matching, read_record
 from localgpt_core.experiments.suites import read_suite
+from localgpt_core.records import RunRecord, matching, read_record
 from localgpt_core.report.tables import arm_frame, differing, for_people, run_row, settings_of, suite_runs
 
 __all__ = ["asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]

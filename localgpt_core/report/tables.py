@@ -11,9 +11,9 @@ from scipy import stats
 
 from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.records import RunRecord
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.measure.diagnostics import Diagnostics
+from localgpt_core.records import RunRecord
 
 __all__ = [
     "all_runs",

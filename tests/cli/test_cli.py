@@ -16,7 +16,7 @@ from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.records import RunRecord, load_records, read_record
+from localgpt_core.records import RunRecord, load_records, read_record
 from localgpt_core.training.checkpoints import load_checkpoint
 
 try:

@@ -15,7 +15,7 @@ from localgpt_core.cli import commands as cli_module
 from localgpt_core.cli.progress import progress
 from localgpt_core.cli.streams import say, tell
 from localgpt_core.experiments import execution
-from localgpt_core.experiments.records import load_records
+from localgpt_core.records import load_records
 from localgpt_core.training import state as run_state
 
 TRAIN = ["train", "--corpus", "toy.txt", *TOY_SIZES, "--steps", "4", "--eval-interval", "2"]

@@ -14,9 +14,9 @@ from toys import toy_record, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments import scheduler
-from localgpt_core.experiments.records import load_records
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
+from localgpt_core.records import load_records
 from localgpt_core.training.settings import RunSettings
 
 PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work

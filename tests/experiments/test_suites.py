@@ -6,10 +6,10 @@ from toys import toy_corpus, toy_record, toy_spec
 
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import SHA256
-from localgpt_core.experiments.records import load_records, read_record
 from localgpt_core.experiments.scheduler import missing_runs
-from localgpt_core.experiments.specs import resolve_spec
 from localgpt_core.experiments.suites import read_suite
+from localgpt_core.records import load_records, read_record
+from localgpt_core.records.specs import resolve_spec
 
 BOOK = Path(__file__).parents[2] / "book"
 

@@ -11,8 +11,8 @@ import torch
 from toys import toy_corpus, toy_record, toy_spec, toy_train
 
 from localgpt_core.experiments.execution import execute
-from localgpt_core.experiments.records import RunRecord, load_records
 from localgpt_core.experiments.verification import FREE, diagnose_every, judge
+from localgpt_core.records import RunRecord, load_records
 from localgpt_core.training.state import RunState
 
 RECORDS = Path(__file__).parents[2] / "book" / "records"

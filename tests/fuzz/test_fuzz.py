@@ -18,7 +18,7 @@ import pytest
 from toys import TOY_SIZES, TOY_SUITE, toy_record, toy_spec, toy_text
 
 from localgpt_core.cli import commands
-from localgpt_core.experiments.records import RunRecord
+from localgpt_core.records import RunRecord
 
 TIMES = int(os.environ.get("LOCALGPT_FUZZ", "1"))
 PATIENCE_S = 10

@@ -13,18 +13,18 @@ from toys import interrupt_after, toy_corpus, toy_model, toy_record, toy_spec, t
 from localgpt_core.config import TrainConfig
 from localgpt_core.corpus.batches import windows
 from localgpt_core.experiments.execution import execute
-from localgpt_core.experiments.records import (
+from localgpt_core.experiments.scheduler import missing_runs
+from localgpt_core.experiments.suites import Arm, PlannedRun, read_suite
+from localgpt_core.measure import inside as internals
+from localgpt_core.measure.alignment import alignment, feedback_cosines
+from localgpt_core.measure.diagnostics import Diagnostics, measure_into
+from localgpt_core.records import (
     RunRecord,
     export_bundle,
     import_bundle,
     load_records,
     read_record,
 )
-from localgpt_core.experiments.scheduler import missing_runs
-from localgpt_core.experiments.suites import Arm, PlannedRun, read_suite
-from localgpt_core.measure import inside as internals
-from localgpt_core.measure.alignment import alignment, feedback_cosines
-from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.training.loop import train
 from localgpt_core.training.state import RunState
 from localgpt_core.training.step import build_model, build_optimizer, is_anchor, training_step

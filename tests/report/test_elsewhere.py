@@ -9,9 +9,9 @@ from toys import toy_record, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.records import load_records
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
+from localgpt_core.records import load_records
 from localgpt_core.report import (
     final_losses,
     layer_maps,

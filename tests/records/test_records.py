@@ -25,16 +25,15 @@ from localgpt_core.common.environment import code_version, environment
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig, preset
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments import execution as runs
-from localgpt_core.experiments import records
 from localgpt_core.experiments.execution import execute, sample_text
-from localgpt_core.experiments.records import (
+from localgpt_core.records import (
     RunRecord,
     export_bundle,
     import_bundle,
     load_records,
     read_record,
 )
-from localgpt_core.experiments.specs import RunSpec, resolve_spec
+from localgpt_core.records.specs import RunSpec, resolve_spec
 from localgpt_core.training import state as run_state
 
 # The digest
@@ -921,7 +920,7 @@ def test_a_pipe_a_device_and_a_huge_file_are_no_records(tmp_path, monkeypatch):
     kept = toy_record().write(tmp_path)
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "endless.json").symlink_to("/dev/zero")
-    monkeypatch.setattr(records, "LARGEST_RECORD", kept.stat().st_size)
+    monkeypatch.setattr("localgpt_core.records.record.LARGEST_RECORD", kept.stat().st_size)
     (tmp_path / "huge.json").write_bytes(kept.read_bytes() + b" ")
     problems = []
     assert [*load_records(tmp_path, problems.append)] == [kept.stem]

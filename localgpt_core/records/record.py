@@ -1,12 +1,8 @@
-"""What came out of a run (`RunRecord`), and how records are kept: a small JSON file each, named by digest."""
+"""What came out of a run, `RunRecord`: a small JSON file, named by its digest."""
 
-import codecs
-import errno
 import json
 import math
 import os
-import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,20 +10,13 @@ from typing import Any
 
 from localgpt_core.common.files import atomic_write, parse_json, read_regular
 from localgpt_core.common.validation import Refusal, require
-from localgpt_core.experiments.consistency import STATUSES, check_consistency, check_fields, checksum
-from localgpt_core.experiments.specs import RunSpec
+from localgpt_core.records.consistency import STATUSES, check_consistency, check_fields, checksum
+from localgpt_core.records.specs import RunSpec
 
-__all__ = [
-    "RunRecord",
-    "export_bundle",
-    "import_bundle",
-    "load_records",
-    "matching",
-    "read_record",
-]
+__all__ = ["RunRecord", "read_record"]
 
 SCHEMA = 1
-LARGEST_RECORD, LARGEST_BUNDLE = 2**26, 2**32  # bytes
+LARGEST_RECORD = 2**26  # bytes
 # Fields that a record of this schema may lack.
 ADDED_LATER = {"anchor_steps", "diagnostics"}
 
@@ -111,7 +100,7 @@ class RunRecord:
 
         Raises:
             ValueError: If the text is damaged, has other fields, its digest is not that of its spec, or two
-                of its numbers contradict each other, see `localgpt_core.experiments.consistency`.
+                of its numbers contradict each other, see `localgpt_core.records.consistency`.
         """
         values = parse_json(text)
         require(isinstance(values, dict), "record", type(values).__name__, "must be a JSON object")
@@ -169,110 +158,3 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
         raise Refusal(f"record {path} is refused: {error}") from None
     require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
     return record
-
-
-def _warn(problem: str) -> None:
-    warnings.warn(problem, stacklevel=3)
-
-
-def load_records(
-    root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
-) -> dict[str, RunRecord]:
-    """Return every record below ``root`` by digest.
-
-    A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
-    What is hidden, a name with a dot in front, is no record: editors and systems keep their own things there.
-    Where two files have one digest, a run that broke down gives way to one that did not, and a run without
-    diagnostics to one with them.
-    """
-    records: dict[str, RunRecord] = {}
-    for path in sorted(_json_files(Path(root), on_problem)):
-        try:
-            record = read_record(path)
-        except ValueError as error:
-            on_problem(str(error))
-        else:
-            _keep(records, record)
-    return records
-
-
-def _json_files(root: Path, on_problem: Callable[[str], None]) -> Iterator[Path]:
-    """Yield every JSON file below ``root`` but what is hidden."""
-
-    def unreadable(error: OSError) -> None:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # else it is not there
-            on_problem(f"folder {error.filename} cannot be read: {error.strerror}")
-
-    for folder, below, files in os.walk(root, onerror=unreadable):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in files:
-            if name.endswith(".json") and not name.startswith("."):
-                yield Path(folder, name)
-
-
-def _keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
-    """Add ``record`` unless that would replace one that says as much; return whether it was added."""
-    known = records.get(record.digest)
-    says_more = known is not None and bool(record.diagnostics) and not known.diagnostics
-    keep = known is None or known.status == "failed" or says_more
-    if keep:
-        records[record.digest] = record
-    return keep
-
-
-def matching(beginning: str, records: Collection[str]) -> str:
-    """Return the digest of ``records`` that begins so.
-
-    Raises:
-        ValueError: Unless there is exactly one.
-    """
-    found = [digest for digest in records if digest.startswith(beginning)]
-    require(len(found) == 1, "digest", beginning, f"{len(found)} of {len(records)} records match")
-    return found[0]
-
-
-def export_bundle(records: Iterable[RunRecord], path: str | os.PathLike[str]) -> None:
-    """Write records to one jsonl file, atomically."""
-    atomic_write(path, "".join(record.to_json() + "\n" for record in records))
-
-
-def import_bundle(
-    path: str | os.PathLike[str], root: str | os.PathLike[str], on_problem: Callable[[str], None] = _warn
-) -> list[Path]:
-    """Write each record of a bundle to ``root/<suite>/<digest>.json`` and return the paths.
-
-    A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept
-    unless its run broke down.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
-    found = list(bundled(path))
-    problems = [problem for problem in found if isinstance(problem, Refusal)]
-    none = f"has no line that is a record; {problems[0]}" if problems else ""
-    require(len(problems) < len(found), "bundle", str(path), none)
-    present = load_records(root, on_problem)
-    written = []
-    for record in found:
-        if isinstance(record, Refusal):
-            on_problem(str(record))
-        elif _keep(present, record):
-            written.append(record.write(Path(root) / record.suite))
-    return written
-
-
-def bundled(path: str | os.PathLike[str]) -> Iterator[RunRecord | Refusal]:
-    """Yield for each line of a bundle its record, or why there is none.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
-    try:
-        data = read_regular(path, LARGEST_BUNDLE).removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
-    except OSError as error:
-        raise Refusal(f"bundle {path} cannot be read: {error}") from None
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        try:
-            yield RunRecord.from_json(line.decode())
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
-            yield Refusal(f"bundle {path}, line {number} is refused: {error}")
