@@ -30,7 +30,8 @@ app = typer.Typer(
         "Train and measure a character GPT whose linear layers choose how they learn.\n\n"
         "Exit status: 0 done; 1 a failure of the program or of the machine, a loss that was not finite, or a "
         "run that verify finds different; 2 an error of the user's; 3 a suite whose time is over; "
-        f"130 Ctrl-C. An error is one line, and {TRACEBACK_VARIABLE}=1 shows where it arose."
+        "4 a run that another process is making; 130 Ctrl-C. "
+        f"An error is one line, and {TRACEBACK_VARIABLE}=1 shows where it arose."
     ),
 )
 

@@ -20,7 +20,7 @@ from localgpt_core.cli.options import (
     text_of,
 )
 from localgpt_core.cli.progress import announced, progress
-from localgpt_core.cli.streams import starting, tell
+from localgpt_core.cli.streams import interrupt_at_the_end_of_stdin, starting, tell
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import require, require_integer
 
@@ -48,17 +48,22 @@ def run(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="digest of a run to make, recorded or not; repeatable", show_default="all not yet recorded"
+            help="digest of a run to make if it is not yet recorded; repeatable", show_default="all of them"
         ),
     ] = None,
+    stop_with_stdin: Annotated[bool, typer.Option("--stop-with-stdin", hidden=True)] = False,
 ) -> None:
     """Make the runs of a suite that are not yet recorded; can be stopped and started again.
 
-    A run that is stopped goes on from where it was, bit for bit.
+    A run that is stopped goes on from where it was, bit for bit. One that another process is making is waited
+    for, or, asked for by its digest, left to it (exit status 4).
     """
+    if stop_with_stdin:
+        interrupt_at_the_end_of_stdin()
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
-        from localgpt_core.experiments.scheduler import STATUSES, SuiteRun
+        from localgpt_core.experiments.processes import STATUSES
+        from localgpt_core.experiments.scheduler import SuiteRun
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.training.settings import RunSettings
     require_integer("jobs", jobs, 1)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-__all__ = ["say", "starting", "steady_streams", "tell"]
+__all__ = ["interrupt_at_the_end_of_stdin", "say", "starting", "steady_streams", "tell"]
 
 
 class Steady:
@@ -76,6 +76,18 @@ def starting() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def interrupt_at_the_end_of_stdin() -> None:
+    """Let the end of stdin be a Ctrl-C: whoever holds the other end of the pipe is gone, or lets go of it."""
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def abandon_stdout() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from localgpt_core.common.validation import Refusal, require
 
-__all__ = ["atomic_write", "parse_json", "read_regular", "require_writable"]
+__all__ = ["atomic_write", "parse_json", "read_regular", "require_writable", "sweep"]
 
 # What no other path would change: the disk is full, over its quota, read-only after an error, or broken.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -70,7 +70,7 @@ def require_writable(field: str, path: str | os.PathLike[str]) -> None:
     while not os.path.lexists(folder):
         missing.append(folder.name)
         folder = folder.parent
-    _sweep(folder)
+    sweep(folder)
     temporary = _temporary(folder)
     try:
         # The system looks at the length of the whole path, and at a name below a folder that is there.
@@ -92,7 +92,7 @@ def _temporary(folder: Path) -> Path:
     return folder / f".{uuid.uuid4().hex}.{os.getpid()}@{HOST}.tmp"
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: str | os.PathLike[str]) -> None:
     """Remove what processes of this machine that are gone, killed within a write, have left in ``folder``."""
     with suppress(OSError):
         for entry in os.scandir(folder):

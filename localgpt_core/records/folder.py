@@ -18,9 +18,11 @@ def warn(problem: str) -> None:
 
 
 def load_records(
-    root: str | os.PathLike[str], on_problem: Callable[[str], None] = warn
+    root: str | os.PathLike[str],
+    on_problem: Callable[[str], None] = warn,
+    digests: Collection[str] | None = None,
 ) -> dict[str, RunRecord]:
-    """Return every record below ``root`` by digest.
+    """Return every record below ``root`` by digest, or those of ``digests``.
 
     A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
     What is hidden, a name with a dot in front, is no record: editors and systems keep their own things there.
@@ -29,6 +31,8 @@ def load_records(
     """
     records: dict[str, RunRecord] = {}
     for path in sorted(_json_files(Path(root), on_problem)):
+        if digests is not None and path.stem not in digests:
+            continue
         try:
             record = read_record(path)
         except ValueError as error:

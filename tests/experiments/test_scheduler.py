@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import errno
 import os
 import random
 import re
@@ -7,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
+import psutil
 import pytest
+from filelock import FileLock
 from toys import toy_record, toy_text
 
+from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.experiments import scheduler
+from localgpt_core.experiments import making, processes, scheduler
+from localgpt_core.experiments.claims import claim
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
@@ -214,15 +220,28 @@ def test_a_killed_suite_loses_nothing_that_was_finished(make, start, finish):
     assert results(run).keys() == planned(run).keys()
 
 
-def test_runs_side_by_side_outlive_the_process_that_started_them(make, start):
-    run, said = make(steps=2, more="[arms.longer]\ntrain = { steps = 1500 }\n"), []
+def running_below(run):
+    """Return the processes whose command line names the suite."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(run.suite.path) in (p.info["cmdline"] or ())]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_run_goes_on_when_the_process_that_started_it_is_gone(make, start, finish, how):
+    run = make(steps=2, more=LONG.replace("000 }", "000, eval_interval = 100 }"))
+    (left,) = (digest for digest, item in planned(run).items() if item.arm.name == "long")
     process = start(run, "--jobs", "3")
     wait_for_records(run, 2)
-    process.kill()  # only the parent
-    process.wait(timeout=PATIENCE_S)
-    process.communicate(timeout=PATIENCE_S)  # until nobody holds the pipes any more
-    assert results(run).keys() == planned(run).keys()
-    assert run.all(2, said.append) and said == ["suite: 0 runs to make"]
+    while left not in unfinished(run):
+        time.sleep(0.01)
+    finished = contents(run)
+    process.send_signal(how)  # to the parent alone
+    _, err = process.communicate(timeout=PATIENCE_S)  # until nobody holds the pipes any more
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert f"long seed 1 [{left}]: interrupted after " in err and "Traceback" not in err
+    psutil.wait_procs(running_below(run), timeout=PATIENCE_S)
+    assert running_below(run) == [] and contents(run) == finished
+    _, _, err = finish(run, "--time-budget", "3")
+    assert f"long seed 1 [{left}]: goes on from step " in err or f"[{left}]: evaluating" not in err
 
 
 LONG = "[arms.long]\ntrain = { steps = 1000000 }\n"
@@ -316,7 +335,7 @@ def test_a_checkpoint_of_no_use_is_named_and_its_run_starts_again(make, damage):
     (first, item), (_, other) = planned(run).items()
     options = {"checkpoint": run.out / ".unfinished" / f"{first}.safetensors", "deadline": 0.0}
     spec = other.spec if damage == "other" else item.spec
-    assert scheduler.execute(spec, run.corpus, run.settings.__class__(**options))[1].steps_done == 1
+    assert making.execute(spec, run.corpus, run.settings.__class__(**options))[1].steps_done == 1
     if damage == "cut":
         options["checkpoint"].write_bytes(options["checkpoint"].read_bytes()[:-10])
     if damage == "diagnostics":
@@ -353,6 +372,7 @@ def clock(monkeypatch):
     clock.tick = tick
     fake = SimpleNamespace(monotonic=lambda: clock.now, sleep=tick, perf_counter=time.perf_counter)
     monkeypatch.setattr(scheduler, "time", fake)
+    monkeypatch.setattr(processes, "time", fake)
     return clock
 
 
@@ -364,13 +384,13 @@ def test_side_by_side_nothing_starts_that_cannot_finish(make, monkeypatch, clock
         ends = clock.now + 10.0
         started.append((clock.now - 500.0, item.spec.digest))
 
-        def poll():
+        def outcome():
             if clock.now < ends:
                 return None
             toy_record(item.spec).write(self.out)
-            return 0
+            return "complete"
 
-        return SimpleNamespace(poll=poll, returncode=0)
+        return SimpleNamespace(run=item, outcome=outcome, seconds=10.0, problem="")
 
     monkeypatch.setattr(SuiteRun, "_start", fake_start)
     six = dataclasses.replace(run.suite, arms=(*run.suite.arms, *three_more(run.suite.arms[0])))
@@ -399,7 +419,7 @@ def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
             return None, SimpleNamespace(status="out_of_time", steps_done=25)
         return toy_record(spec, suite=options["suite"]), None
 
-    monkeypatch.setattr(scheduler, "execute", fake_execute)
+    monkeypatch.setattr(making, "execute", fake_execute)
     said = []
     assert not run.all(1, said.append)
     assert asked == [(digest, run.settings.deadline) for digest in [*planned(run)][:2]]
@@ -409,7 +429,7 @@ def test_a_run_that_is_given_up_ends_a_suite_one_by_one(make, monkeypatch):
 
 def test_the_time_left_goes_to_the_runs_side_by_side(make, monkeypatch, clock):
     commands = []
-    monkeypatch.setattr(scheduler.subprocess, "Popen", commands.append)
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **how: commands.append(command))
     item = next(iter(planned(make()).values()))
     make(deadline=clock.now + 12.5, preset="cpu", device="cpu", threads=3)._start(item)
     make()._start(item)
@@ -449,9 +469,10 @@ def test_a_process_that_dies_does_not_stop_the_others(make, monkeypatch):
     usual, dead = SuiteRun._start, next(iter(planned(run)))
 
     def start_or_die(self, item):
+        process = usual(self, item)
         if item.spec.digest == dead:
-            return subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-        return usual(self, item)
+            process.process.kill()
+        return process
 
     monkeypatch.setattr(SuiteRun, "_start", start_or_die)
     said = []
@@ -478,7 +499,7 @@ def test_a_damaged_record_is_named_and_made_again(make):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_its_text_does_not_allow_is_refused_before_the_first_run(make, monkeypatch, jobs):
-    monkeypatch.setattr(SuiteRun, "_one", lambda *args: pytest.fail("made"))
+    monkeypatch.setattr(SuiteRun, "one", lambda *args: pytest.fail("made"))
     monkeypatch.setattr(SuiteRun, "_start", lambda *args: pytest.fail("made"))
     run = make(more="[arms.long]\nmodel = { block_size = 300 }\n")
     with pytest.raises(ValueError, match="suite.toml, arm 'long': block_size=300: a window of 301"):
@@ -496,8 +517,8 @@ def test_runs_asked_for_by_digest_are_made_side_by_side_too(make, jobs):
     assert run.make(jobs, said.append, [second, first, second]) == "complete"
     assert results(run).keys() == {first, second}
     before = contents(run)
-    assert run.make(jobs, said.append, [first]) == "complete"  # again
-    assert contents(run).keys() == before.keys()
+    assert run.make(jobs, said.append, [first]) == "complete"  # again: nothing is made twice
+    assert contents(run) == before
     with pytest.raises(ValueError, match="only='abc': suite suite has "):
         run.make(jobs, said.append, [first, "abc"])
 
@@ -509,14 +530,15 @@ def test_runs_asked_for_by_digest_start_as_many_at_a_time_as_asked(make, monkeyp
         going.append(item)
         most.append(len(going))
 
-        def poll():
-            if len(most) < 4 and len(going) < 2:
+        def outcome():
+            if item in going and len(most) < 4 and len(going) < 2:
                 return None
-            toy_record(item.spec).write(self.out)
-            going.remove(item)
-            return 0
+            if item in going:
+                toy_record(item.spec).write(self.out)
+                going.remove(item)
+            return "complete"
 
-        return SimpleNamespace(poll=poll, returncode=0)
+        return SimpleNamespace(run=item, outcome=outcome, seconds=1.0, problem="")
 
     monkeypatch.setattr(SuiteRun, "_start", fake_start)
     monkeypatch.setattr(scheduler, "POLL_S", 0)
@@ -539,3 +561,183 @@ def test_ctrl_c_after_the_last_step_keeps_the_record_and_stops_the_suite(make):
     run = make(steps=2, report=press_at_the_end)
     assert run.make(1, lambda text: None) == "interrupted"
     assert [result["arm"] for result in results(run).values()] == ["bp"]
+
+
+# Several at once
+
+
+def test_a_run_has_one_maker_and_its_lock_dies_with_it(tmp_path):
+    out, records = tmp_path / "records" / "suite", tmp_path / "records"
+    lock = out / ".unfinished" / "0123.lock"
+    code = f"""if True:
+        import os, pathlib, sys
+        from localgpt_core.experiments.claims import claim
+        with claim("0123", pathlib.Path({str(out)!r}), pathlib.Path({str(records)!r})) as mine:
+            print(mine, flush=True)
+            sys.stdin.read()
+            os.kill(os.getpid(), 9)"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "True\n"
+        for mine in ((out, records), (out, tmp_path / "other"), (records / "another suite", records)):
+            with claim("0123", *mine) as held:
+                assert not held
+        with claim("4567", out, records) as held:
+            assert held
+        with claim("0123", tmp_path / "other", tmp_path / "not there") as held:
+            assert held
+        process.stdin.close()
+        assert process.wait(PATIENCE_S) == -9
+    assert lock.exists()  # it locks nothing any more
+    with claim("0123", out, records) as held, claim("0123", out, records) as again:
+        assert held and not again
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_lock_of_somebody_who_may_not_write_the_records_is_in_the_new_folder(tmp_path, monkeypatch):
+    usual = FileLock.acquire
+
+    def acquire(self, *args, **more):
+        if str(tmp_path / "read-only") in self.lock_file:
+            raise PermissionError(errno.EACCES, "Permission denied", self.lock_file)
+        return usual(self, *args, **more)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    (tmp_path / "read-only").mkdir()
+    with claim("0123", tmp_path / "out", tmp_path / "read-only") as held:
+        assert held
+        with claim("0123", tmp_path / "out", tmp_path / "read-only") as again:
+            assert not again
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_two_suites_at_once_make_each_run_once(make, start, jobs):
+    run = make(steps=40, seeds="[1, 2, 3]")
+    errors = [start(run, "--jobs", jobs), start(run, "--jobs", jobs)]
+    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in errors]
+    assert results(run).keys() == planned(run).keys()
+    made = [re.findall(r"\[(\w+)\]: finished", err) for err in errors]
+    assert sorted(made[0] + made[1]) == sorted(planned(run)), errors
+    assert not (run.records / ".unfinished").exists() and not (run.out / ".unfinished").exists()
+
+
+def test_what_another_process_makes_is_waited_for_and_made_if_that_one_gives_up(make, monkeypatch):
+    run, said, waits = make(steps=2, seeds="[1, 2]"), [], []
+    kept, given_up, *_ = planned(run).values()
+    theirs = ExitStack()
+    for item in (kept, given_up):
+        assert theirs.enter_context(run.claim(item))
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            toy_record(kept.spec).write(run.out)
+            theirs.close()
+
+    monkeypatch.setattr(scheduler.time, "sleep", wait)
+    assert run.make(1, said.append, [kept.spec.digest]) == "elsewhere" and said == [] and waits == []
+    assert run.make(1, said.append) == "complete" and len(waits) == 3
+    waiting = "waiting for 2 runs that other processes are making"
+    assert [re.sub(r" \[.*", "", line) for line in said] == [
+        *("suite: 4 runs to make", "bp seed 2", "fa seed 2", waiting, "fa seed 1")
+    ]
+    assert results(run)[kept.spec.digest]["curves"] == toy_record(kept.spec).curves
+
+
+def test_waiting_ends_with_the_time(make, monkeypatch):
+    run, said = make(steps=2, deadline=time.monotonic() + 0.3), []
+    first, second = planned(run).values()
+    with run.claim(first), run.claim(second):
+        assert run.make(1, said.append) == "out_of_time"
+    assert said[1] == "waiting for 2 runs that other processes are making" and len(said) == 3
+
+
+def test_a_run_recorded_since_the_suite_was_read_is_not_made(make, monkeypatch):
+    run, said = make(steps=2), []
+    first, second = planned(run).values()
+    usual = making.execute
+
+    def execute(spec, *args, **more):
+        toy_record(second.spec).write(run.records / "elsewhere")
+        return usual(spec, *args, **more)
+
+    monkeypatch.setattr(making, "execute", execute)
+    assert run.all(1, said.append)
+    assert [line for line in said if "fa seed 1" in line] == []
+
+
+def test_two_arms_of_one_spec_are_one_run_with_the_diagnostics_of_both(make):
+    more = "[arms.again]\ndiagnose_every = 6\n[arms.third]\ndiagnose_every = 4\n"
+    run, said = make(steps=12, more=more), []
+    assert len(planned(run)) == 2 and run.all(1, said.append)
+    assert said[0] == "suite: 2 runs to make" and len(said) == 3
+    (record,) = (r for r in load_records(run.records).values() if r.run_spec.model.method == "bp")
+    assert record.arm == "bp" and record.diagnostics["step"] == [*range(0, 13, 2)]
+    assert run.todo(pytest.fail) == []
+
+
+# Nothing more can be kept
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_first_record_that_cannot_be_written_stops_the_rest(make, monkeypatch, jobs):
+    run, started = make(steps=2, seeds="[1, 2, 3]"), []
+
+    class Full:
+        seconds, problem = 1.0, ""
+
+        def __init__(self, item):
+            started.append(self)
+            self.run, self.stopped, self.waited = item, False, False
+            (run.out).mkdir(parents=True, exist_ok=True)
+
+        def outcome(self):
+            return "failed" if self is started[0] else None
+
+        def stop(self):
+            self.stopped = True
+
+        def wait(self):
+            self.waited = True
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(path, data):
+        raise full
+
+    if jobs == 1:
+        monkeypatch.setattr("localgpt_core.records.record.atomic_write", write)
+        usual = making.execute
+        monkeypatch.setattr(making, "execute", lambda *a, **k: started.append(a) or usual(*a, **k))
+    else:
+        monkeypatch.setattr(SuiteRun, "_start", lambda self, item: Full(item))
+        checks = []
+
+        def check(field, path):
+            checks.append(path)
+            if len(checks) > 6:
+                raise full
+
+        monkeypatch.setattr(making, "require_writable", check)
+    with pytest.raises(OSError, match="No space left"):
+        run.make(jobs, lambda text: None)
+    assert len(started) == jobs
+    if jobs == 2:
+        assert [(each.stopped, each.waited) for each in started[1:]] == [(True, True)]
+
+
+def test_a_refusal_of_one_run_does_not_stop_the_others(make, monkeypatch):
+    run, said = make(steps=2), []
+    first, second = planned(run).values()
+    usual = making.execute
+
+    def execute(spec, *args, **more):
+        if spec == first.spec:
+            raise Refusal("x=1: is refused")
+        return usual(spec, *args, **more)
+
+    monkeypatch.setattr(making, "execute", execute)
+    assert run.make(1, said.append) == "failed"
+    assert said[1] == f"bp seed 1 [{first.spec.digest}]: x=1: is refused"
+    assert results(run).keys() == {second.spec.digest}
