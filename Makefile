@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the targets of `test` and `book` follow one another; pytest does the parallel part
-.PHONY: help book test lab execute figure bench clean lint unit fuzz mutants corpus run-chapters check-chapters html check-site
+.PHONY: help book test lab execute figure bench clean lint unit fuzz kills mutants corpus run-chapters check-chapters html check-site
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -76,6 +76,10 @@ unit: $(READY)
 # The unit tests play a thousand of these cases.
 fuzz: $(READY)  ## damaged files and odd commands, ten thousand cases
 	@LOCALGPT_FUZZ=10 $(BIN)/python -m pytest -q -n $(JOBS) tests/fuzz
+
+# The unit tests kill each victim once. Its bound on what may go on afterwards is for an idle machine.
+kills: $(READY)  ## suites killed at random moments, fifty times each
+	@LOCALGPT_KILLS=50 $(BIN)/python -m pytest -q -n $(JOBS) --timeout 3600 tests/kills
 
 # Not part of `test`: it takes the better part of an hour. ARGS="--only layers" and more: see the script.
 mutants: $(READY)  ## change the package in many places, one at a time, and list what no test notices

@@ -70,6 +70,7 @@ def train(
     """Train one model, print a sample, write a record and a checkpoint."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.claims import claim
         from localgpt_core.experiments.execution import left_to_do
         from localgpt_core.records.specs import resolve_spec
         from localgpt_core.training.before import check_corpus
@@ -91,13 +92,13 @@ def train(
     for spec in specs:
         if spec not in todo:
             say(f"{_title(spec)}: finished before, record: {out / spec.digest}.json")
+    to_go_on = "--resume instead of --overwrite" if overwrite else "--resume"
     for spec in todo:
         if len(specs) > 1:
             tell(f"{_title(spec)}:")
-        done = _one(
-            spec, text, settings, preset, out, "--resume instead of --overwrite" if overwrite else "--resume"
-        )
-        failed |= not done
+        with claim(spec.digest, out, out) as mine:
+            require(mine, "out", str(out), f"another process is making the run {spec.digest} there")
+            failed |= not _one(spec, text, settings, preset, out, to_go_on)
     if failed:
         raise typer.Exit(1)
 
@@ -143,6 +144,7 @@ def _title(spec: RunSpec) -> str:
 def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: Path, to_go_on: str) -> bool:
     """Make one run and say what came out; return whether it finished."""
     from localgpt_core.experiments.execution import execute, steps_done
+    from localgpt_core.records import read_record
 
     checkpoint = out / f"{spec.digest}.safetensors"
     done = steps_done(checkpoint) if settings.resume else 0
@@ -155,7 +157,9 @@ def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: P
         raise typer.Exit(130)
     path = record.write(out)
     if record.status != "finished":
-        tell(f"{record.status}: {_first_line(record.error) or _diverged(record)}; record: {path}")
+        kept = read_record(path).status
+        file = "record" if kept == record.status else f"the record of a run that {kept} stays"
+        tell(f"{record.status}: {_first_line(record.error) or _diverged(record)}; {file}: {path}")
         return False
     tell(record.sample or _first_line(record.error))
     tell(_curve(record, text))

@@ -28,6 +28,7 @@ from typing import Any
 from localgpt_core.common.validation import Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.records.consistency import check_name
 from localgpt_core.records.specs import RunSpec, resolve_spec
 
 __all__ = ["Arm", "PlannedRun", "Suite", "read_config", "read_suite"]
@@ -104,9 +105,11 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     for key in ("question", "corpus"):
         value = content.get(key, "")
         require(isinstance(value, str), f"suite {path}: {key}", value, "must be a string")
+    check_name("suite", path.stem)
     arms = []
     require(isinstance(content["arms"], dict) and content["arms"], where, "arms", "must be a table of arms")
     for name, arm in content["arms"].items():
+        check_name(f"suite {path}: arm", name)
         _require_keys(f"suite {path}, arm {name!r}: key", arm, ARM_KEYS, set())
         own_model, own_train = _overrides(f"suite {path}, arm {name!r}", arm)
         label = arm.get("label", name)

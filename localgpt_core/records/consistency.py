@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.training.curves import KEPT, check_curves, check_increasing
 
-__all__ = ["STATUSES", "check_consistency", "check_fields", "checksum"]
+__all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 
 Record = Any  # a `RunRecord`, whose module imports this one
 
@@ -43,12 +43,17 @@ def check_fields(record: Record) -> None:
         value = getattr(record, name)
         allowed = " or ".join(kind.__name__ for kind in kinds)
         require(isinstance(value, kinds), name, value, f"must be of type {allowed}")
-    plain = re.fullmatch(SUITE, record.suite)
-    require(bool(plain), "suite", record.suite, "must be a plain name: a folder has it")
-    for name in ("arm", "preset"):
-        value = getattr(record, name)
-        shown = value.isprintable() and len(value) <= LONGEST_NAME
-        require(shown, name, value, f"must be printable, of at most {LONGEST_NAME} characters")
+    for name in ("suite", "arm", "preset"):
+        check_name(name, getattr(record, name))
+
+
+def check_name(field: str, value: str) -> None:
+    """Raise ``ValueError`` for the name of a suite, an arm or a preset that no record may have."""
+    if field == "suite":
+        plain = re.fullmatch(SUITE, value)
+        require(bool(plain), field, value, "must be a plain name: a folder has it")
+    shown = value.isprintable() and len(value) <= LONGEST_NAME
+    require(shown, field, value, f"must be printable, of at most {LONGEST_NAME} characters")
 
 
 @cache

@@ -16,6 +16,7 @@ from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import Corpus
 from localgpt_core.corpus.ngrams import floors
+from localgpt_core.experiments.claims import claim
 from localgpt_core.records import RunRecord, load_records, read_record
 from localgpt_core.training.checkpoints import load_checkpoint
 
@@ -124,6 +125,28 @@ def test_a_training_that_breaks_down_is_recorded_and_exits_with_1(cli):
     (record,) = load_records("runs").values()
     assert record.status == "failed"
     assert out.startswith("failed: RuntimeError: ") and "alloc" in out
+
+
+def test_a_training_that_breaks_down_leaves_the_record_of_one_that_finished_and_says_so(cli, monkeypatch):
+    assert cli("train", *TOY)[0] == 0
+    (record,) = load_records("runs").values()
+    monkeypatch.setattr("localgpt_core.training.state.training_step", lambda *args: 1 / 0)
+    status, out, err = cli("train", *TOY, "--overwrite")
+    stays = f"the record of a run that finished stays: runs/{record.digest}.json"
+    assert (status, out) == (1, f"failed: ZeroDivisionError: division by zero; {stays}\n")
+    assert load_records("runs") == {record.digest: record}
+
+
+def test_a_run_that_another_process_is_making_is_refused(cli, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("localgpt_core.training.state.training_step", lambda *args: 1 / 0)
+        cli("train", *TOY, "--lr", "0.01")
+    (digest,) = load_records("runs")
+    with claim(digest, Path("runs"), Path("runs")):
+        result = cli("train", *TOY, "--lr", "0.01", "--overwrite")
+        assert_refused(result, ["out='runs': another process is making the run " + digest])
+        assert result[1] == "" and load_records("runs")[digest].status == "failed"
+    assert cli("train", *TOY, "--lr", "0.01", "--overwrite")[0] == 0
 
 
 def test_ctrl_c_before_the_first_step_is_no_traceback(cli, monkeypatch):

@@ -245,3 +245,13 @@ def test_a_byte_order_mark_and_line_ends_of_windows_change_no_suite(tmp_path):
     plain = read_suite(tmp_path / "s.toml")
     (tmp_path / "s.toml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert read_suite(tmp_path / "s.toml") == plain
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"), [("a\\nb", "suite"), ("x" * 201, "suite"), ("fa", "what?"), ("fa", "s" * 101)]
+)
+def test_a_name_that_no_record_may_have_is_refused_before_a_run(tmp_path, arm, name):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(f'question = "?"\npreset = "tiny"\nseeds = [1]\n[arms."{arm}"]\n')
+    with pytest.raises(ValueError, match="must be (printable|a plain name)"):
+        read_suite(path)
