@@ -6,7 +6,9 @@ rooms below and prints what they return; it imports them when it runs, so that h
 is one line; the exit status says whether it is the user's (2) or not (1).
 """
 
+import signal
 import sys
+from contextlib import suppress
 
 from localgpt_core.common.lazy import lazy_names
 
@@ -21,4 +23,8 @@ def main() -> None:
         from localgpt_core.cli import commands
     except KeyboardInterrupt:
         sys.exit(130)
-    commands.main()
+    try:
+        commands.main()
+    finally:
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written; Python's own end is not to be cut

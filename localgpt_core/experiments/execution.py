@@ -116,7 +116,7 @@ def _lengthened(spec: RunSpec, out: Path) -> Checkpoint | None:
 
 def steps_done(checkpoint: Path) -> int:
     """Return the step from which a run goes on: 0 without a checkpoint."""
-    return load_checkpoint(checkpoint).progress["step"] if checkpoint.is_file() else 0
+    return load_checkpoint(checkpoint, tensors=False).progress["step"] if checkpoint.is_file() else 0
 
 
 def _is_over(spec: RunSpec, checkpoint: Path, path: Path) -> bool:

@@ -121,8 +121,10 @@ def save_checkpoint(
     Checkpoint(Path(path), model.config, train_config, text, progress, tensors).write()
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], *, tensors: bool = True) -> Checkpoint:
     """Read a checkpoint; tensors are on the CPU.
+
+    Without ``tensors``, what its header says alone: fast, but nothing is known of the rest of the file.
 
     Raises:
         ValueError: If the file is missing, damaged or no checkpoint of this package, naming it.
@@ -132,14 +134,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            held = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise Refusal(f"checkpoint {path} is damaged: {error}") from None
     require(header.get("format") == FORMAT, "checkpoint", str(path), f"is not a {FORMAT} file")
     try:
         kept = header.pop("sha256", None)  # checkpoints of old have none
         require(header.keys() == HEADER, "header", sorted(header), f"must have {sorted(HEADER)}")
-        whole = kept is None or kept == checksum(header, tensors)
+        whole = kept is None or not tensors or kept == checksum(header, held)
         require(whole, "sha256", kept, "is not that of its content")
         model_config = build(LocalGPTConfig, json.loads(header["model"]))
         train_config = build(TrainConfig, json.loads(header["train"]))
@@ -147,11 +149,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         check_corpus_fields(corpus, model_config.vocab_size)
         progress = {"losses": [], **json.loads(header["progress"])}  # checkpoints of old have none
         check_progress(progress, model_config, train_config)
-        check_tensors(tensors, model_config, train_config, progress["step"])
+        if tensors:
+            check_tensors(held, model_config, train_config, progress["step"])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         problem = error if isinstance(error, Refusal) else repr(error)
         raise Refusal(f"checkpoint {path} is damaged: {problem}") from None
-    return Checkpoint(path, model_config, train_config, corpus, progress, tensors)
+    return Checkpoint(path, model_config, train_config, corpus, progress, held)
 
 
 def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:

@@ -156,6 +156,16 @@ def test_a_checkpoint_whose_checksum_has_lost_its_name_is_not_one_of_old(whole, 
         load_checkpoint(tmp_path / "c")
 
 
+def test_the_header_alone_says_how_far_a_run_is(whole, tmp_path):
+    data = whole.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    header = load_checkpoint(path, tensors=False)
+    assert header.tensors == {} and header.progress == load_checkpoint(whole).progress
+    with pytest.raises(ValueError, match="sha256"):
+        load_checkpoint(path)
+
+
 def test_a_checksum_depends_on_all_that_is_written():
     header, tensors = {"a": "1", "b": "2"}, {"x": torch.arange(4.0), "y": torch.zeros(2, 3)}
     known = integrity.checksum(header, tensors)
