@@ -51,7 +51,9 @@ def run(
             help="digest of a run to make if it is not yet recorded; repeatable", show_default="all of them"
         ),
     ] = None,
-    stop_with_stdin: Annotated[bool, typer.Option("--stop-with-stdin", hidden=True)] = False,
+    stop_with_stdin: Annotated[
+        bool, typer.Option("--stop-with-stdin", hidden=True, help="stop as after Ctrl-C when stdin ends")
+    ] = False,
 ) -> None:
     """Make the runs of a suite that are not yet recorded; can be stopped and started again.
 

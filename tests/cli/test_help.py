@@ -33,7 +33,9 @@ def cli(monkeypatch, capsys):
             light_main()
         return exit.value.code or 0, *capsys.readouterr()
 
-    return run
+    usual = signal.getsignal(signal.SIGINT)
+    yield run
+    signal.signal(signal.SIGINT, usual)
 
 
 def texts():
