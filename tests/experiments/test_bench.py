@@ -11,6 +11,7 @@ from torch import nn
 from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.config import preset
 from localgpt_core.experiments import bench
+from localgpt_core.experiments import rows as kept_rows
 from localgpt_core.experiments.bench import (
     Row,
     Variant,
@@ -267,7 +268,7 @@ def test_a_table_has_every_number_below_its_heading():
 
 
 def test_rows_are_kept_with_four_digits_and_what_they_were_measured_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "environment", lambda device: {"device": f"toy {device}"})
+    monkeypatch.setattr(kept_rows, "environment", lambda device: {"device": f"toy {device}"})
     path = tmp_path / "rows.json"
     write_rows([ROW, dataclasses.replace(ROW, name="dfa", flops=0.123449)], path, "cpu", "cuda:1")
     rows, measured_on = read_rows(path)
