@@ -222,7 +222,7 @@ def test_a_damaged_configuration_is_refused_or_is_one(folder, monkeypatch, capsy
         "-1",
         "{}",
     ]
-    for number in range(60 * TIMES):
+    for number in range(40 * TIMES):
         source = random.Random(f"config {number}")
         own = list(tokens)
         own[source.randrange(len(own))] = source.choice(values)
