@@ -705,7 +705,7 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     [
         (["--prompt", "a\u00e9"], ["character '\u00e9' at position 1", "21 allowed"]),
         (["--prompt", ""], ["prompt=''", "at least one character"]),
-        (["--characters", "-1"], ["max_new_tokens=-1", "not be negative"]),
+        (["--characters", "-1"], ["characters=-1", "at least 0"]),
         (["--temperature", "0"], ["temperature=0.0", "must be positive"]),
         (["--top-k", "0"], ["top_k=0", "at least 1"]),
     ],
