@@ -4,10 +4,11 @@ An error is one line on stderr, and the exit status says whose it is, see ``loca
 """
 
 import os
+import re
 import shlex
 import sys
 import traceback
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,11 @@ from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, requir
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import Refusal, require_integer
+from localgpt_core.common.validation import Refusal, printable, require_integer
 
+MOST_PAIRS = 1_000_000
+LONGEST_SAMPLE = 1_000_000  # characters
+LONGEST_LINE = 4000  # characters of an error; nobody reads more
 UsageError = typer.BadParameter.__base__  # typer does not export the class of all its usage errors
 
 app = typer.Typer(
@@ -85,6 +89,7 @@ def sample(
         from localgpt_core.experiments.execution import sample_text
         from localgpt_core.model.gpt import LocalGPT
         from localgpt_core.training.checkpoints import load_checkpoint
+    require_integer("characters", characters, 0, LONGEST_SAMPLE)
     saved = load_checkpoint(checkpoint)
     model = LocalGPT(saved.model_config)
     saved.restore_model(model)
@@ -147,7 +152,7 @@ def bench(
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.training.settings import RunSettings
     settings = RunSettings(device=device, threads=threads)
-    require_integer("pairs", pairs, 1)
+    require_integer("pairs", pairs, 1, MOST_PAIRS)
     if out is not None:
         require_writable("out", out)
         require_absent("out", out, overwrite)
@@ -189,17 +194,32 @@ def _status() -> int:
             say(f"error: {_one_line(error.format_message())} (in: {_one_line(given)}; --help tells more)")
         elif isinstance(error, Refusal):
             say(f"error: {_one_line(str(error))}")
+        elif isinstance(error, ModuleNotFoundError) and (package := _package_of(error.name or "")):
+            say(f'error: this needs {error.name}, which is not installed: pip install "{package}"')
+            return 2
         else:
             if isinstance(error, OSError):
                 abandon_stdout()
             kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-            say(f"error: {kind}{_first_line(str(error))} ({TRACEBACK_VARIABLE}=1 shows where)")
+            first_line = str(error).partition("\n")[0]
+            say(f"error: {kind}{_one_line(first_line)} ({TRACEBACK_VARIABLE}=1 shows where)")
         return 2 if isinstance(error, UsageError | Refusal) else 1
 
 
+def _package_of(module: str) -> str:
+    """Return what to install for a module that is missing: this package with an extra; else nothing."""
+    package = module.partition(".")[0]
+    try:
+        needed = requires("localgpt") or []
+    except PackageNotFoundError:
+        return ""
+    for line in needed:
+        if re.match(r"[\w.-]+", line)[0] == package:
+            extra = re.search(r"extra == ['\"](\w+)", line)
+            return f"localgpt[{extra[1]}]" if extra else "localgpt"
+    return ""
+
+
 def _one_line(text: str) -> str:
-    return text.replace("\n", "\\n")
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
+    shown = printable(text)
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[:LONGEST_LINE]}..."

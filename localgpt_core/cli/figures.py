@@ -8,14 +8,17 @@ says what the figure is made from: the suites whose results it loads, and whethe
 """
 
 import ast
-import json
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localgpt_core.common.files import parse_json, read_regular
+
 __all__ = ["BookFigure", "book_figures", "needed_code", "page_figures"]
 
+LARGEST_PAGE = 2**28  # bytes
 SILENT = {"plt.show", "print"}  # calls that draw nothing, and want a notebook or a window
 
 
@@ -54,14 +57,21 @@ class BookFigure:
             plt.close("all")
 
 
-def book_figures(book: Path) -> dict[str, BookFigure]:
-    """Return the figures of the notebooks below ``book`` by name, in the order of the pages."""
+def book_figures(book: Path, on_problem: Callable[[str], None] = warnings.warn) -> dict[str, BookFigure]:
+    """Return the figures of the notebooks below ``book`` by name, in the order of the pages.
+
+    A page that is damaged is named to ``on_problem``, and the rest goes on.
+    """
     pages = [*sorted(book.glob("chapters/*.ipynb")), *sorted(book.glob("*.ipynb"))]
     found = {}
     for page in pages:
-        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
-        for figure in page_figures(cells, page.relative_to(book)):
-            found[figure.name] = figure
+        try:
+            cells = parse_json(read_regular(page, LARGEST_PAGE).decode("utf-8"))["cells"]
+            figures = [*page_figures(cells, page.relative_to(book))]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
+            on_problem(f"page {page} is left out: {type(error).__name__}: {error}")
+        else:
+            found |= {figure.name: figure for figure in figures}
     return found
 
 

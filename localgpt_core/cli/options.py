@@ -57,9 +57,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is al
 
 def text_of(name: str, corpus: Corpus) -> Corpus:
     """Return ``corpus``, saying what a user's file has that people do not see."""
-    with suppress(OSError), open(name, "rb") as file:
-        if file.read(3) == codecs.BOM_UTF8:
-            say(f"corpus {corpus.name!r}: the byte order mark at its start is left out")
+    from localgpt_core.corpus.corpus import SHA256
+
+    if name not in SHA256:
+        with suppress(OSError), open(name, "rb") as file:
+            if file.read(3) == codecs.BOM_UTF8:
+                say(f"corpus {corpus.name!r}: the byte order mark at its start is left out")
     if "\r\n" in corpus.text:
         say(f"corpus {corpus.name!r}: its lines end in \\r\\n, and \\r is one of its symbols")
     return corpus

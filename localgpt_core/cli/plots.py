@@ -19,7 +19,7 @@ from localgpt_core.cli.options import (
 )
 from localgpt_core.cli.streams import say, starting, tell
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import printable, require
 
 __all__ = ["commands", "drawn", "floors_passed"]
 
@@ -51,7 +51,7 @@ def plot(
     A PNG shows every seed as well, and the n-gram floors of a text that is at hand and small.
     """
     if out is None:
-        allowed = "drawing in letters needs plotext: pip install plotext==5.3.2, or --out FILE.png"
+        allowed = 'drawing in letters needs plotext: pip install "localgpt[figures]", or --out FILE.png'
         require(drawing_library() is not None, "out", out, allowed)
     else:
         require(out.suffix == ".png", "out", str(out), "must end in .png")
@@ -67,7 +67,7 @@ def plot(
     if out is None:
         means = curves.groupby(["label", "step"], sort=False)["val_loss"].mean()
         pairs = {label: means[label] for label in dict.fromkeys(curves["label"])}
-        print(drawn({label: ([*own.index], [*own]) for label, own in pairs.items()}, "nats"))
+        print(drawn({printable(label): ([*own.index], [*own]) for label, own in pairs.items()}, "nats"))
         return
     with starting():
         from localgpt_core.report.losses import run_curves, use_style

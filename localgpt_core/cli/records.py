@@ -22,11 +22,13 @@ from localgpt_core.cli.options import (
 from localgpt_core.cli.progress import announced, progress
 from localgpt_core.cli.streams import interrupt_at_the_end_of_stdin, starting, tell
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import printable, require, require_integer
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+MOST_JOBS = 1024  # processes, each of which imports torch
 
 
 @commands.command()
@@ -68,7 +70,7 @@ def run(
         from localgpt_core.experiments.scheduler import SuiteRun
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.training.settings import RunSettings
-    require_integer("jobs", jobs, 1)
+    require_integer("jobs", jobs, 1, MOST_JOBS)
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
     settings = RunSettings(device=device, threads=threads, deadline=deadline)
@@ -132,9 +134,13 @@ def table(
         numbers = with_floors(frame, by_text)
         print(numbers.to_csv(index=False) if csv else numbers.to_json(orient="records", indent=1), end="")
         return
-    print(people.to_string(index=False))
+    print(people.map(_on_one_line).rename(columns=_on_one_line).to_string(index=False))
     for name, orders in by_text.values():
         say(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
+
+
+def _on_one_line(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value
 
 
 @commands.command()
@@ -152,7 +158,7 @@ def figure(
     with starting():
         from localgpt_core.cli.figures import book_figures
         from localgpt_core.report.results import book_folder
-    found = book_figures(book_folder())
+    found = book_figures(book_folder(), say)
     recorded = {each.name: each for each in found.values() if each.suites and not each.live}
     if name is None:
         width = max(map(len, recorded), default=0)

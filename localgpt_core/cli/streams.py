@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from localgpt_core.common.validation import printable
+
 __all__ = ["interrupt_at_the_end_of_stdin", "say", "starting", "steady_streams", "tell"]
 
 
@@ -47,9 +49,9 @@ class Steady:
 
 
 def say(text: str) -> None:
-    """Print what is news but not the result, to stderr; nothing fails."""
+    """Print what is news but not the result, to stderr, on one line; nothing fails."""
     if sys.stderr is not None:  # print would take None for stdout
-        print(text, file=Steady(sys.stderr), flush=True)
+        print(printable(text), file=Steady(sys.stderr), flush=True)
 
 
 def tell(text: str) -> None:

@@ -19,7 +19,7 @@ from localgpt_core.cli.options import (
 )
 from localgpt_core.cli.progress import progress
 from localgpt_core.cli.streams import say, starting, tell
-from localgpt_core.common.files import require_writable
+from localgpt_core.common.files import LONGEST_INTEGER, require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.config import preset as configurations
@@ -130,7 +130,8 @@ def _fields(
 def _numbers(seeds: str, with_seed: bool) -> list[int]:
     allowed = "must be different integers with commas between them, such as 1,2,3"
     parts = [part.strip() for part in seeds.split(",")]
-    require(all(part.isascii() and part.isdecimal() for part in parts), "seeds", seeds, allowed)
+    valid = all(part.isascii() and part.isdecimal() and len(part) <= LONGEST_INTEGER for part in parts)
+    require(valid, "seeds", seeds, allowed)
     numbers = [*map(int, parts)]
     require(len({*numbers}) == len(numbers), "seeds", seeds, allowed)
     require(not with_seed, "seeds", seeds, "--seed names another one; give either")

@@ -17,13 +17,22 @@ from typing import Any
 
 from localgpt_core.common.validation import Refusal, require
 
-__all__ = ["atomic_write", "parse_json", "read_regular", "require_writable", "sweep"]
+__all__ = [
+    "LARGEST_TEXT",
+    "LONGEST_INTEGER",
+    "atomic_write",
+    "parse_json",
+    "read_regular",
+    "require_writable",
+    "sweep",
+]
 
 # What no other path would change: the disk is full, over its quota, read-only after an error, or broken.
 FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 HOST = re.sub(r"\W", "-", socket.gethostname())[:40]
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.(\d+)@" + re.escape(HOST) + r"\.tmp")
 LONGEST_INTEGER = 20  # digits
+LARGEST_TEXT = 2**30  # bytes of a text to learn from
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:

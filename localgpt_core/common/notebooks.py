@@ -1,4 +1,9 @@
-"""A progress bar below the cell of a notebook, for the person who runs it.
+"""What a notebook shows: texts as they are, and a progress bar for the person who runs a cell.
+
+A page trusts its own words and no others. What a chapter writes is Markdown, mathematics and roles included;
+a name, a device or a label comes from a record or a suite, which may be anybody's, and is a text: `as_html`
+and `as_markdown` show it as it is, and nothing in it is markup. The border is where a sentence is made from
+both: what it takes from a record goes through one of them.
 
 A notebook is also run by programs: to write its outputs, or to compare them. Those want what the cell
 computes and nothing else. What tells them from a person in front of the page is what they promise the kernel:
@@ -8,12 +13,64 @@ and is emptied when the run is over.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 
-__all__ = ["watched"]
+from localgpt_core.common.validation import printable
+
+__all__ = ["HTMLTable", "as_html", "as_markdown", "say", "watched"]
+
+# What begins or ends markup somewhere in a sentence: HTML, emphasis, code, links, roles, tables, mathematics,
+# an address that is made a link by itself, and a sign that makes a list or a heading of a line.
+MARKUP = re.compile(
+    r"[<>&*`\[\]{}|\\$~^]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)"
+    r"|\A[^\w\s]|\A\d(?=\d*[.)]\s)"
+)
+
+
+def as_html(text: str) -> str:
+    """Return the HTML, between two tags, that shows ``text`` as it is."""
+    return escape(text, quote=False)
+
+
+def as_markdown(text: str) -> str:
+    """Return the Markdown, within a sentence, that shows ``text`` as it is, on one line."""
+    return MARKUP.sub(lambda sign: f"&#{ord(sign[0])};", printable(text))
+
+
+class HTMLTable:
+    """A table that a notebook shows: readable aloud, with a caption and a heading for every column."""
+
+    def __init__(self, html: str) -> None:
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return "table"
+
+
+class Said(str):
+    """A text that a notebook shows as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def say(text: str) -> Said:
+    """Return ``text``, sentences with results in them, for a notebook to show as Markdown.
+
+    The words are the page's own, so they may be markup. Numbers, and the sentences of `SuiteResults`, go
+    into them as they are; a text from a record or a suite, such as a label, goes through `as_markdown`.
+    """
+    return Said(text.strip())
 
 
 @contextmanager
@@ -49,5 +106,5 @@ def _bar(shown: dict[str, float], steps: int, title: str) -> dict[str, str]:
     """Return the bar in the two forms that a frontend may choose from."""
     losses = [f"{key[:-5]} {value:.3f}" for key, value in sorted(shown.items()) if key.endswith("_loss")]
     text = ", ".join([f"{title}: step {shown['step']:.0f}/{steps}", *losses])
-    html = f'<progress value="{shown["step"]:.0f}" max="{steps}"></progress> {escape(text)}'
+    html = f'<progress value="{shown["step"]:.0f}" max="{steps}"></progress> {as_html(text)}'
     return {"text/plain": text, "text/html": html}

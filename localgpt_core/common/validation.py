@@ -14,6 +14,7 @@ __all__ = [
     "check_needs",
     "check_values",
     "option",
+    "printable",
     "require",
     "require_choice",
     "require_integer",
@@ -28,6 +29,9 @@ INTERVALS = {
 
 Needs = tuple[str, Callable[[Any], bool]]
 
+LARGEST = 2**64 - 1  # an integer of a field that has no bound of its own: what a seed may be
+LONGEST_VALUE = 1000  # characters of a value in a refusal
+
 
 class Refusal(ValueError):
     """What a user asked for and cannot have; its message names the cause.
@@ -40,7 +44,26 @@ class Refusal(ValueError):
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
     """Raise ``ValueError("field=value: allowed")`` unless ``ok``."""
     if not ok:
-        raise Refusal(f"{field}={value!r}: {allowed}")
+        raise Refusal(f"{field}={_shown(value)}: {allowed}")
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value, the beginning of one that is long: nobody reads a million digits."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or an integer of more digits than Python writes
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` on one line: a line break or another sign that is no letter is written as ``\n``.
+
+    So a name from a file of somebody's cannot steer a terminal, nor break a line that is read as one.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def require_choice(field: str, value: Any, choices: Iterable[str]) -> None:
@@ -67,7 +90,7 @@ def option(
     *,
     choices: Iterable[str] | None = None,
     minimum: int | None = None,
-    maximum: Callable[[Any], int] | None = None,
+    maximum: Callable[[Any], int] | int = LARGEST,
     within: str | None = None,
     needs: Needs | tuple[Needs, ...] = (),
 ) -> Any:
@@ -78,7 +101,8 @@ def option(
         help: Its effect, for ``--help`` and for the documentation.
         choices: The names that a string may be.
         minimum: The least value of an integer.
-        maximum: Its greatest one, a function of the configuration.
+        maximum: Its greatest one, or a function of the configuration that returns it. What a size may be is
+            far above what a machine holds, and keeps a slip from being tried for hours.
         within: An interval for a number, such as ``"(0, 2]"``.
         needs: What must hold of the configuration where the value is not the default, else it would have no
             effect: the words of the refusal, and the condition.
@@ -109,7 +133,7 @@ def _check_value(config: Any, item: Field, value: Any) -> None:
     """Raise ``ValueError`` unless ``value`` has the type of the field's default and lies in its range."""
     name, allowed = item.name, item.metadata
     if allowed["minimum"] is not None:
-        maximum = allowed["maximum"] and allowed["maximum"](config)
+        maximum = allowed["maximum"](config) if callable(allowed["maximum"]) else allowed["maximum"]
         if value is not None or item.default is not None:
             require_integer(name, value, allowed["minimum"], maximum)
     elif isinstance(item.default, bool):

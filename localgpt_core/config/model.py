@@ -4,13 +4,17 @@ Every field is documented once, in its metadata: the command line shows the same
 combination that cannot work raises ValueError; a field that would have no effect is refused as well.
 """
 
+import sys
 from dataclasses import dataclass, fields
 
 from localgpt_core.common.validation import option, require, require_integer
 from localgpt_core.rules import RULES, RuleOptions
-from localgpt_core.rules.base import START_OPTIONS
+from localgpt_core.rules.base import LARGEST_SIZE, START_OPTIONS
 
 __all__ = ["LocalGPTConfig"]
+
+SYMBOLS = sys.maxunicode + 1
+MOST_BLOCKS = 10_000
 
 ATTENTION_MODES = ("sigmoid", "softmax")
 SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
@@ -47,11 +51,11 @@ class LocalGPTConfig(RuleOptions):
         ValueError: Naming the field, the value and what is allowed.
     """
 
-    block_size: int = option(256, "longest context, in characters", minimum=1)
-    vocab_size: int = option(65, "number of symbols", minimum=1)
-    n_layer: int = option(6, "number of blocks", minimum=1)
-    n_head: int = option(6, "attention heads per block", minimum=1)
-    n_embd: int = option(384, "width of the residual stream, in units", minimum=1)
+    block_size: int = option(256, "longest context, in characters", minimum=1, maximum=LARGEST_SIZE)
+    vocab_size: int = option(65, "number of symbols", minimum=1, maximum=SYMBOLS)
+    n_layer: int = option(6, "number of blocks", minimum=1, maximum=MOST_BLOCKS)
+    n_head: int = option(6, "attention heads per block", minimum=1, maximum=LARGEST_SIZE)
+    n_embd: int = option(384, "width of the residual stream, in units", minimum=1, maximum=LARGEST_SIZE)
     dropout: float = option(0.2, "dropout probability", within="[0, 1)")
     bias: bool = option(False, "biases in the linear layers (norms always have one)")
     attn_mode: str = option("sigmoid", "attention: sigmoid or softmax", choices=ATTENTION_MODES)
@@ -90,7 +94,9 @@ class LocalGPTConfig(RuleOptions):
         minimum=0,
         maximum=lambda config: config.n_embd,
     )
-    vq_codes: int = option(0, "codes of a frozen codebook at each block's end; 0 = off", minimum=0)
+    vq_codes: int = option(
+        0, "codes of a frozen codebook at each block's end; 0 = off", minimum=0, maximum=LARGEST_SIZE
+    )
     vq_shared: bool = option(True, "one codebook for all blocks", needs=WITH_CODES)
     vq_init: str = option(
         "random",
@@ -169,7 +175,9 @@ class LocalGPTConfig(RuleOptions):
     def _check_blocks(self) -> None:
         at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
         parts = at.split(",") if at else []
-        require(all(part.isdecimal() for part in parts), "bottleneck_at", at, allowed)
+        longest = len(str(MOST_BLOCKS))
+        valid = all(part.isdecimal() and len(part) <= longest for part in parts)
+        require(valid, "bottleneck_at", at, allowed)
         numbers = sorted({int(part) for part in parts})
         # One way to write each choice: another spelling would be another run with the same result.
         canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)

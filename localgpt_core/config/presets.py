@@ -1,5 +1,6 @@
 """The three presets, and configurations from values by name."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -56,4 +57,7 @@ def build(cls: type, values: dict[str, Any]) -> Any:
 
 def _as_default(value: Any, default: Any) -> Any:
     """Return an integer as a float where the field is one: TOML and JSON write 1 for 1.0."""
-    return float(value) if type(value) is int and isinstance(default, float) else value
+    try:
+        return float(value) if type(value) is int and isinstance(default, float) else value
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

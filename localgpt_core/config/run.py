@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from localgpt_core.common.validation import check_needs, check_values, option, require
 from localgpt_core.config.model import LocalGPTConfig
+from localgpt_core.rules.base import LARGEST_SIZE
 
 __all__ = ["CODEBOOK_BATCHES", "TrainConfig", "check_run"]
 
 PRECISIONS = ("float64", "float32", "bfloat16")
 
+MOST_STEPS = 10**12  # those of a century, at a thousand in 3 s
 CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
 
 
@@ -24,20 +26,23 @@ class TrainConfig:
     """
 
     seed: int = option(1, "seed of weights, feedback, batches, dropout and probes", minimum=0)
-    steps: int = option(5000, "training steps", minimum=1)
-    batch_size: int = option(64, "sequences per step", minimum=1)
+    steps: int = option(5000, "training steps", minimum=1, maximum=MOST_STEPS)
+    batch_size: int = option(64, "sequences per step", minimum=1, maximum=LARGEST_SIZE)
     lr: float = option(1e-3, "peak learning rate", within="(0, inf)")
     min_lr_ratio: float = option(0.1, "final learning rate over the peak", within="[0, 1]")
-    warmup: int = option(100, "steps of linear warm-up", minimum=0)
+    warmup: int = option(100, "steps of linear warm-up", minimum=0, maximum=MOST_STEPS)
     beta1: float = option(0.9, "AdamW's first moment decay", within="[0, 1)")
     beta2: float = option(0.99, "AdamW's second moment decay", within="[0, 1)")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only", within="[0, inf)")
     grad_clip: float = option(1.0, "largest global gradient norm; 0 = no clipping", within="[0, inf)")
-    eval_interval: int = option(250, "steps between evaluations on the validation split", minimum=1)
+    eval_interval: int = option(
+        250, "steps between evaluations on the validation split", minimum=1, maximum=MOST_STEPS
+    )
     eval_iters: int = option(
         0,
         "batches of an evaluation, spread evenly over the validation split; 0 = the whole split",
         minimum=0,
+        maximum=MOST_STEPS,
     )
     freeze_body: bool = option(False, "control: train embeddings and head only")
     anchor_interval: int = option(

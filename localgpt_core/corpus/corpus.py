@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from localgpt_core.common.files import atomic_write
+from localgpt_core.common.files import LARGEST_TEXT, atomic_write, read_regular
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, read_plays
 from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode, line_and_column
@@ -41,6 +41,7 @@ TINY_SIZE = 1_115_394  # characters of Tiny Shakespeare
 BYTE_ORDER_MARK = "\ufeff"
 SURROGATE = re.compile("[\ud800-\udfff]")
 BLOCK = 1 << 16  # characters that are hashed at a time
+LONGEST_PLACE = 1 << 16  # bytes of a path
 MIN_SIZE = 20  # both parts of the split then hold at least one pair of neighbours
 
 SHA256 = {
@@ -154,10 +155,18 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
 
 
 def cache_folder() -> Path:
-    """Return ``$LOCALGPT_CACHE``, else ``$XDG_CACHE_HOME/localgpt``, else ``~/.cache/localgpt``."""
+    """Return ``$LOCALGPT_CACHE``, else ``$XDG_CACHE_HOME/localgpt``, else ``~/.cache/localgpt``.
+
+    Who has no home, as in a container whose user has no name, has a folder of the system's temporary files.
+    """
     if own := os.environ.get("LOCALGPT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localgpt"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "localgpt"
+    try:
+        return Path.home() / ".cache" / "localgpt"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "localgpt"
 
 
 def place_of_text(sha256: str) -> Path:
@@ -168,7 +177,7 @@ def place_of_text(sha256: str) -> Path:
 def _note_place(corpus: Corpus, path: Path) -> None:
     note, place = place_of_text(corpus.sha256), os.fsencode(path)
     with contextlib.suppress(OSError):  # nothing needs the note
-        if not note.exists() or note.read_bytes() != place:
+        if not note.exists() or read_regular(note, LONGEST_PLACE) != place:
             atomic_write(note, place)
 
 
@@ -178,7 +187,7 @@ def _digest(data: bytes) -> str:
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, LARGEST_TEXT)
     except OSError as error:
         raise Refusal(f"cannot read {str(path)!r}: {error.strerror}") from None
 
@@ -205,7 +214,7 @@ def _cached(name: str, make: Callable[[], bytes]) -> bytes:
     """Return the bytes of corpus ``name`` from the cache or, when absent or damaged, from ``make``."""
     file = cache_folder() / f"{name}.txt"
     with contextlib.suppress(OSError):
-        data = file.read_bytes()
+        data = read_regular(file, LARGEST_TEXT)
         if _digest(data) == SHA256[name]:
             return data
     data = make()

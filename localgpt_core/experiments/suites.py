@@ -25,7 +25,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from localgpt_core.common.validation import Refusal, require, require_choice, require_integer
+from localgpt_core.common.files import LONGEST_INTEGER, read_regular
+from localgpt_core.common.validation import LARGEST, Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.records.consistency import check_name
@@ -33,6 +34,9 @@ from localgpt_core.records.specs import RunSpec, resolve_spec
 
 __all__ = ["Arm", "PlannedRun", "Suite", "read_config", "read_suite"]
 
+LARGEST_FILE = 2**20  # bytes
+DEEPEST = 16  # a suite has a list in a table in a table in a table
+MOST_RUNS = 10_000
 SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
 ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
 
@@ -106,7 +110,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         value = content.get(key, "")
         require(isinstance(value, str), f"suite {path}: {key}", value, "must be a string")
     check_name("suite", path.stem)
-    arms = []
+    arms, runs = [], 0
     require(isinstance(content["arms"], dict) and content["arms"], where, "arms", "must be a table of arms")
     for name, arm in content["arms"].items():
         check_name(f"suite {path}: arm", name)
@@ -126,6 +130,8 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
                 ),
             )
         )
+        runs += len(arms[-1].seeds)
+        require(runs <= MOST_RUNS, f"suite {path}: arms", len(content["arms"]), f"at most {MOST_RUNS} runs")
     return Suite(
         name=path.stem,
         path=path,
@@ -155,11 +161,25 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 
 def _read_toml(kind: str, path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = tomllib.loads(read_regular(path, LARGEST_FILE).decode("utf-8-sig"))
     except OSError as error:
         raise Refusal(f"{kind} {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{kind} {path} is not TOML: {error}") from None
+    _require_plain(f"{kind} {path}", content)
+    return content
+
+
+def _require_plain(where: str, content: dict[str, Any]) -> None:
+    """Refuse what no field is, however a file writes it: tables in tables without end, a number of a page."""
+    values = [(content, 0)]
+    while values:  # not by recursion, which has an end of its own
+        value, depth = values.pop()
+        require(depth <= DEEPEST, where, "tables and lists", f"at most {DEEPEST} in each other")
+        short = not isinstance(value, int) or -(10**LONGEST_INTEGER) < value < 10**LONGEST_INTEGER
+        require(short, where, "a number", f"an integer has at most {LONGEST_INTEGER} digits")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        values += [(each, depth + 1) for each in inner]
 
 
 def _require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
@@ -180,8 +200,10 @@ def _overrides(where: str, found: dict[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
-    valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    require(bool(valid), f"suite {path}: seeds", seeds, "must be a list of integers of at least 0")
+    valid = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= LARGEST for seed in seeds)
+    valid = valid and len(seeds) > 0
+    allowed = f"must be a list of integers of at least 0 and at most {LARGEST}"
+    require(valid, f"suite {path}: seeds", seeds, allowed)
     require(len(set(seeds)) == len(seeds), f"suite {path}: seeds", seeds, "must not repeat")
     return tuple(seeds)
 

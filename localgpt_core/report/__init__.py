@@ -24,11 +24,12 @@ NAMES = {
     "mechanism_figures": ["code_map", "norm_fields", "places_over_training", "winner_masks"],
     "runs": ["run_frame", "run_table"],
     "results": ["SuiteResults", "book_folder", "load_results"],
-    "style": ["HEIGHT", "WIDTH", "draw_seeds", "legend", "look", "use_style", "visible"],
+    "style": ["HEIGHT", "WIDTH", "as_text", "draw_seeds", "legend", "look", "use_style", "visible"],
     "tables": [
         "all_runs",
         "arm_frame",
         "arm_table",
+        "as_markdown",
         "estimate",
         "interval",
         "paired_difference",

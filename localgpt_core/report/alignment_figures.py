@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from localgpt_core.report.results import SuiteResults
-from localgpt_core.report.style import WIDTH, draw_seeds, legend
+from localgpt_core.report.style import WIDTH, as_text, draw_seeds, legend
 
 __all__ = ["layer_maps", "over_training", "short_names"]
 
@@ -71,7 +70,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
     for ax, arm, found in zip(axes[0], arms, maps, strict=True):
         ax.set_facecolor("0.85")
         ax.grid(visible=False)
-        ax.set_title(fill(results.label(arm), 60 // len(arms)), fontsize="small")
+        ax.set_title(as_text(results.label(arm), 60 // len(arms)), fontsize="small")
         ax.set_xlabel("training step", fontsize="small")
         if found.empty:
             ax.set(xticks=[], yticks=[])
@@ -80,7 +79,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
         ends = [0, len(found.columns) - 1]
         ax.set_xticks(ends, [found.columns[i] for i in ends], fontsize="x-small")
         # Rows are named once, where the next map has the same ones.
-        names = short_names(list(found.index))
+        names = [*map(as_text, short_names(list(found.index)))]
         ax.set_yticks(range(len(found)), [] if names == named else names, fontsize="x-small")
         named = names
     if image is not None:

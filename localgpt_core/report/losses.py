@@ -20,7 +20,7 @@ from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.report.results import SuiteResults, load_results
-from localgpt_core.report.style import HEIGHT, WIDTH, draw_seeds, legend, look, use_style, visible
+from localgpt_core.report.style import HEIGHT, WIDTH, as_text, draw_seeds, legend, look, use_style, visible
 from localgpt_core.report.tables import interval, require_seeds_once
 
 __all__ = [
@@ -120,7 +120,7 @@ def final_losses(results: SuiteResults, arms: Sequence[str], floors: Mapping[str
         ax.plot(losses, [i] * len(losses), "|", color=style["color"], markersize=11, alpha=0.8)
         ax.errorbar(mean, i, xerr=half if half == half else None, color=style["color"], capsize=3)
         ax.plot(mean, i, marker=style["marker"], color=style["color"], markersize=7)
-        labels.append(fill(results.label(arm), 24) + (f" ({failed} not finished)" if failed else ""))
+        labels.append(as_text(results.label(arm), 24) + (f" ({failed} not finished)" if failed else ""))
     ax.set_yticks(range(len(arms)), labels)
     ax.invert_yaxis()
     ax.set(xlabel=LOSS)
@@ -153,7 +153,9 @@ def loss_over(
         points = finished.groupby(x)["final_val_loss"]
         means = points.mean()
         halves = [interval(values.tolist())[1] for _, values in points]
-        ax.errorbar(means.index, means, yerr=np.nan_to_num(halves), capsize=3, label=label, **look(i))
+        ax.errorbar(
+            means.index, means, yerr=np.nan_to_num(halves), capsize=3, label=as_text(label), **look(i)
+        )
         lost = group[group["final_val_loss"].isna()]
         ax.plot(lost[x], [0.98] * len(lost), "x", color="black", transform=ax.get_xaxis_transform())
     if log:
@@ -257,7 +259,7 @@ def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> F
             style = look(i) | {"linestyle": "none", "markersize": 7}
             ax.plot(table[name], range(len(rows)), label=name, **style)
         ax.set(xlabel=label)
-        ax.set_yticks(range(len(rows)), rows)
+        ax.set_yticks(range(len(rows)), [*map(as_text, rows)])
         ax.grid(axis="y", visible=False)
     axes[0, 0].set_ylabel(title)
     axes[0, 0].invert_yaxis()

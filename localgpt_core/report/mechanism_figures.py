@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from localgpt_core.report.alignment_figures import short_names
 from localgpt_core.report.results import SuiteResults
-from localgpt_core.report.style import HEIGHT, WIDTH, look, visible
+from localgpt_core.report.style import HEIGHT, WIDTH, as_text, look, visible
 
 __all__ = ["code_map", "norm_fields", "places_over_training", "winner_masks"]
 
@@ -30,10 +30,10 @@ def places_over_training(results: SuiteResults, arms: Sequence[str], quantity: s
         for i, (name, group) in enumerate(found.groupby("name", sort=True)):
             by_step = group.groupby("step")["value"]
             mean, style = by_step.mean(), look(i)
-            (label,) = short_names([name])
+            label = as_text(*short_names([name]))
             lines[label] = ax.plot(mean.index, mean, label=label, **style)[0]
             ax.fill_between(mean.index, by_step.min(), by_step.max(), color=style["color"], alpha=0.2, lw=0)
-        ax.set_title(fill(results.label(arm), 60 // len(arms)), fontsize="small")
+        ax.set_title(as_text(results.label(arm), 60 // len(arms)), fontsize="small")
         ax.set_xlabel("training step")
     axes[0, 0].set_ylabel(ylabel)
     if lines:

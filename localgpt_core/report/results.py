@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from localgpt_core.common.notebooks import as_markdown
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
@@ -165,9 +166,9 @@ class SuiteResults:
         return "not enough runs" if n < MIN_PAIRS else ""
 
     def compare(self, arm: str, reference: str) -> str:
-        """Return the verdict as half a sentence, with the paired difference, its interval and n."""
+        """Return the verdict as half a sentence in Markdown: the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
-        labels = self.label(arm), self.label(reference)
+        labels = as_markdown(self.label(arm)), as_markdown(self.label(reference))
         undecided = self._undecided(arm, reference, n)
         if undecided:
             return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
@@ -227,17 +228,15 @@ class SuiteResults:
         return floors(self.corpus)
 
     def origin(self) -> str:
-        """Return what made these results: runs, seeds, device and the command to make them again."""
+        """Return, in Markdown, what made these results: runs, seeds, device, the command to make them."""
         if self.runs.empty:
-            return f"No run of suite {self.suite.name} is recorded with preset {self.preset}."
+            return f"No run of suite {as_markdown(self.suite.name)} is recorded with preset {self.preset}."
         records = [self.records[digest] for digest in self.runs["digest"]]
         devices = sorted({str(record.environment.get("device", "unknown")) for record in records})
         seeds = sorted({record.seed for record in records})
-        return (
-            f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
-            f"{', '.join(map(str, seeds))}, on {' and '.join(devices)}; "
-            f"localgpt run {as_typed(self.suite.path)}"
-        )
+        made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
+        made += f"{', '.join(map(str, seeds))}, on {' and '.join(map(as_markdown, devices))}; "
+        return f"{made}localgpt run {as_markdown(as_typed(self.suite.path))}"
 
 
 def load_results(

@@ -3,13 +3,17 @@
 Colours are seaborn's colour-blind palette, and nothing depends on colour alone.
 """
 
+from textwrap import wrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["HEIGHT", "WIDTH", "draw_seeds", "legend", "look", "use_style", "visible"]
+from localgpt_core.common.validation import printable
+
+__all__ = ["HEIGHT", "WIDTH", "as_text", "draw_seeds", "legend", "look", "use_style", "visible"]
 
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
 INSIDE = 4  # lines that a legend inside the axes still leaves room for
@@ -62,6 +66,16 @@ def legend(figure: Figure, ax: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
 
 
+def as_text(text: str, width: int | None = None) -> str:
+    """Return what matplotlib shows as ``text``: a label from a record or a suite, not the words of a page.
+
+    A dollar is a dollar and begins no mathematics, and a line whose name begins with ``_`` is in the legend:
+    a space stands before it. With ``width`` the text is broken into lines of that many characters.
+    """
+    shown = printable(text) if width is None else "\n".join(map(printable, wrap(text, width)))
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
 def visible(text: str) -> list[str]:
     """Return the characters of ``text`` with signs in place of line breaks and spaces."""
     return [{"\n": "⏎", " ": "·"}.get(character, character) for character in text]
@@ -70,6 +84,7 @@ def visible(text: str) -> list[str]:
 def draw_seeds(ax: Axes, i: int, label: str, table: pd.DataFrame, x: str, y: str) -> None:
     """Draw ``y`` against ``x`` as the i-th line: the mean over seeds, and every seed as a thin line.
 
+    ``label`` is shown as it is (`as_text`).
     ``table`` has the columns ``seed``, ``x`` and ``y``; several values of a seed at one ``x`` are averaged.
     Without rows nothing is drawn.
     """
@@ -79,4 +94,4 @@ def draw_seeds(ax: Axes, i: int, label: str, table: pd.DataFrame, x: str, y: str
     seeds = table.groupby(["seed", x])[y].mean().unstack("seed")
     for seed in seeds:
         ax.plot(seeds.index, seeds[seed], color=style["color"], linewidth=0.6, alpha=0.5)
-    ax.plot(seeds.index, seeds.mean(axis=1), label=f"{label} (n = {seeds.shape[1]})", **style)
+    ax.plot(seeds.index, seeds.mean(axis=1), label=f"{as_text(label)} (n = {seeds.shape[1]})", **style)

@@ -1,14 +1,15 @@
 """Records as tables: one row per run, one row per arm, paired differences with their interval."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
+from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
 from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.suites import Suite
@@ -19,6 +20,7 @@ __all__ = [
     "all_runs",
     "arm_frame",
     "arm_table",
+    "as_markdown",
     "as_typed",
     "differing",
     "estimate",
@@ -237,24 +239,16 @@ def estimate(mean: float, half: float, n: int, sign: str = "") -> str:
     return f"{mean:{sign}.3f}{spread} (n = {n})"
 
 
-class HTMLTable:
-    """A table that a notebook shows: readable aloud, with a caption and a heading for every column."""
-
-    def __init__(self, html: str) -> None:
-        self.html = html
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return "table"
-
-
 def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
     """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page.
 
     Texts are shown as they are: what looks like markup, in the name of an arm say, stays text.
+
+    Raises:
+        ValueError: If ``name`` has anything but letters, digits, ``-`` and ``_``.
     """
+    allowed = "must be letters, digits, - and _"
+    require(re.fullmatch(r"[\w-]+", name) is not None, "name", name, allowed)
     shown = frame.map(_as_text).rename(columns=_as_text)
     style = shown.style.hide(axis="index").set_caption(_as_text(caption)).set_uuid(name)
     html = style.to_html(table_attributes='class="dataframe"')
@@ -262,19 +256,4 @@ def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
 
 
 def _as_text(value: object) -> object:
-    return escape(value, quote=False) if isinstance(value, str) else value
-
-
-class Said(str):
-    """A text that a notebook shows as Markdown."""
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def say(text: str) -> Said:
-    """Return ``text``, sentences with results in them, for a notebook to show as Markdown."""
-    return Said(text.strip())
+    return as_html(value) if isinstance(value, str) else value

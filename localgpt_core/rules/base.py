@@ -40,6 +40,8 @@ PROBE_UPDATES = ("cosine", "kaczmarz")
 JVP_UPDATES = ("grape", "fdfa")
 SIGN_MAGNITUDES = ("uniform", "random")
 
+LARGEST_SIZE = 2**20  # units, tokens, codes, probes or sequences: a matrix of a trillion numbers
+
 # Options that belong together: a rule names the groups it uses.
 START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedback_seed"})
 PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
@@ -128,6 +130,7 @@ class RuleOptions:
         0,
         "non-zeros per feedback row in mode sparse; 0 = in_features // 16",
         minimum=0,
+        maximum=LARGEST_SIZE,
         needs=WITHOUT_SPARSE,
     )
     feedback_std: float = option(
@@ -139,9 +142,15 @@ class RuleOptions:
     fa_grape: bool = option(False, "align the feedback each step by forward passes (GrAPE)")
     fa_grape_head: bool = option(True, "align the output layer's feedback too", needs=WITHOUT_GRAPE)
     fa_grape_start: int = option(
-        0, "alignment steps before the first weight step", minimum=0, needs=WITHOUT_GRAPE
+        0,
+        "alignment steps before the first weight step",
+        minimum=0,
+        maximum=LARGEST_SIZE,
+        needs=WITHOUT_GRAPE,
     )
-    fa_grape_n_probe: int = option(32, "probes per layer and step (fa, kp)", minimum=1, needs=WITHOUT_GRAPE)
+    fa_grape_n_probe: int = option(
+        32, "probes per layer and step (fa, kp)", minimum=1, maximum=LARGEST_SIZE, needs=WITHOUT_GRAPE
+    )
     fa_grape_update: str = option(
         "cosine",
         "use of the probes: " + ", ".join(PROBE_UPDATES) + " (fa, kp)",
@@ -169,7 +178,9 @@ class RuleOptions:
     sign_magnitude: str = option(
         "uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES), choices=SIGN_MAGNITUDES
     )
-    mirror_n_probe: int = option(32, "white-noise inputs per layer and step (wm)", minimum=1)
+    mirror_n_probe: int = option(
+        32, "white-noise inputs per layer and step (wm)", minimum=1, maximum=LARGEST_SIZE
+    )
     mirror_rate: float = option(
         0.1, "weight of the newest correlation in the mirrored feedback (wm)", within="(0, 1]"
     )

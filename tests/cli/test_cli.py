@@ -18,6 +18,7 @@ from localgpt_core.corpus import Corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.claims import claim
 from localgpt_core.records import RunRecord, load_records, read_record
+from localgpt_core.training import state as run_state
 from localgpt_core.training.checkpoints import load_checkpoint
 
 try:
@@ -119,8 +120,9 @@ def test_a_diverged_training_is_recorded_and_exits_with_1(cli):
     assert out == f"diverged: the loss was not finite at step 2; record: runs/{record.digest}.json\n"
 
 
-def test_a_training_that_breaks_down_is_recorded_and_exits_with_1(cli):
-    status, out, err = cli("train", *TOY, "--vq-codes", 2**48)
+def test_a_training_that_breaks_down_is_recorded_and_exits_with_1(cli, monkeypatch):
+    monkeypatch.setattr(run_state, "training_step", lambda *args: torch.empty(2**60))
+    status, out, err = cli("train", *TOY)
     assert status == 1 and "Traceback" not in err
     (record,) = load_records("runs").values()
     assert record.status == "failed"
@@ -633,6 +635,20 @@ REFUSED = {
     "suite with an unknown key": (["run", "key.toml"], ["key='arm'", "allowed are arms"]),
     "suite with an unknown field": (["run", "field.toml"], ["arm 'bp'", "field='depth'", "n_layer"]),
     "suite of a wrong kind": (["run", "kind.toml"], ["model=5", "must be a table"]),
+    "many layers": ([*TRAIN, "--n-layer", "10000000000"], ["n_layer=10000000000", "at most 10000"]),
+    "a place of many digits": (
+        [*TRAIN, "--vq-codes", "3", "--bottleneck-at", "9" * 5000],
+        ["bottleneck_at='999", "(5002 characters)", "ascending block numbers"],
+    ),
+    "a seed of many digits": ([*TRAIN, "--seeds", "1," + "9" * 5000], ["seeds='1,999", "integers"]),
+    "a step of many digits": ([*TRAIN, "--steps", "9" * 5000], ["--steps", "as an integer"]),
+    "a step of 400 digits": ([*TRAIN, "--steps", "9" * 400], ["steps=999", "at most 1000000000000"]),
+    "many jobs": (["run", "suite.toml", "--jobs", "10000000000"], ["jobs=10000000000", "at most 1024"]),
+    "many pairs": (["bench", "--pairs", "10000000000"], ["pairs=10000000000", "at most 1000000"]),
+    "a long sample": (["sample", "x", "--characters", "10000000000"], ["characters=10000000000", "at most"]),
+    "half a character": (["table", "\udcff.toml"], ["suite", "cannot be read"]),
+    "a line break": (["corpus", "a\nb\x1b[2J.txt"], ["corpus='a\\nb\\x1b[2J.txt'"]),
+    "a long name": (["verify", "x" * 100_000], ["digest='xxx", "(100002 characters)", "0 of 0"]),
     "no jobs": (["run", "suite.toml", "--jobs", "0"], ["jobs=0", "at least 1"]),
     "no time": (["run", "suite.toml", "--time-budget", "0"], ["time_budget=0.0", "must be positive"]),
     "preset of a suite": (["run", "suite.toml", "--preset", "xl"], ["preset='xl'", "'gpu'"]),
@@ -712,7 +728,7 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     [
         (["--prompt", "a\u00e9"], ["character '\u00e9' at position 1", "21 allowed"]),
         (["--prompt", ""], ["prompt=''", "at least one character"]),
-        (["--characters", "-1"], ["max_new_tokens=-1", "not be negative"]),
+        (["--characters", "-1"], ["characters=-1", "at least 0"]),
         (["--temperature", "0"], ["temperature=0.0", "must be positive"]),
         (["--top-k", "0"], ["top_k=0", "at least 1"]),
     ],

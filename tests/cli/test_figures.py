@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -52,6 +53,19 @@ HELPER = "def f(x):\n    t = x\n    return t + a\n"
 )
 def test_needed_code(above, cell, needed):
     assert needed_code([above], cell).strip() == needed
+
+
+def test_a_damaged_page_costs_its_own_figures(tmp_path):
+    page = json.dumps({"cells": [cell("draw()", "whole")]})
+    (tmp_path / "a.ipynb").write_text(page)
+    odd = ["", "[" * 5000, "[]", "5", "{}", '{"cells": 5}', page[:-3], page.replace("draw()", "draw(")]
+    for number, text in enumerate(odd):
+        (tmp_path / f"b{number}.ipynb").write_text(text)
+    os.mkfifo(tmp_path / "c.ipynb")
+    problems = []
+    assert [*book_figures(tmp_path, problems.append)] == ["whole"]
+    names = [re.search(r"page .*/(\w+)\.ipynb is left out: ", problem)[1] for problem in problems]
+    assert names == [f"b{number}" for number in range(len(odd))] + ["c"]
 
 
 def cell(source: str, name: str | None = None) -> dict:

@@ -10,6 +10,7 @@ import pytest
 
 from localgpt_core.common import files
 from localgpt_core.common.files import atomic_write, require_writable
+from localgpt_core.common.validation import printable, require
 
 
 @pytest.mark.parametrize(
@@ -185,3 +186,33 @@ def test_json_is_what_it_says():
     assert files.parse_json('{"a": [1, -2.5, "\\u00e9 \\ud83d\\ude00", 18446744073709551615]}') == {
         "a": [1, -2.5, "é \U0001f600", 2**64 - 1]
     }
+
+
+# What a refusal shows
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 998, f"'{'x' * 998}'"),
+        ("x" * 999, f"'{'x' * 999}... (1001 characters)"),
+        (10**5000, "a int that is too large to be shown"),
+        (nested(100_000), "a list that is too large to be shown"),
+    ],
+    ids=["1000", "1001", "digits", "deep"],
+)
+def test_a_refusal_shows_the_beginning_of_a_long_value(value, shown):
+    with pytest.raises(ValueError) as caught:
+        require(False, "field", value, "allowed")
+    assert str(caught.value) == f"field={shown}: allowed"
+
+
+def test_what_is_no_letter_is_written_as_python_writes_it():
+    assert printable("a\nb\x1b[0m\u2028\udcff é λ") == r"a\nb\x1b[0m\u2028\udcff é λ"

@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus import corpus as corpus_module
 from localgpt_core.corpus import plays
 from localgpt_core.corpus.batches import batch, windows
@@ -384,6 +386,46 @@ def test_a_damaged_cache_is_rebuilt(cache, fake_plays, damage):
     assert load_corpus("complete").text == text
     assert (cache / "complete.txt").read_text() == text
     assert fake_plays == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a device"])
+def test_a_cached_text_that_is_no_file_is_done_without(cache, fake_plays, kind):
+    place = cache / "complete.txt"
+    cache.mkdir()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link to a device": partial(os.symlink, "/dev/zero")}[kind](place)
+    assert load_corpus("complete").text.startswith("KING:") and fake_plays == [None]
+    assert not place.is_file()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_text_is_a_regular_file_of_a_size_that_one_can_have(tmp_path, monkeypatch, large):
+    path = tmp_path / "text.txt"
+    if large:
+        path.write_bytes(b"a" * 101)
+        monkeypatch.setattr(corpus_module, "LARGEST_TEXT", 100)
+    else:
+        os.mkfifo(path)
+    for arguments in ({"name": str(path)}, {"name": "tinyshakespeare", "path": path}):
+        problem = (
+            "has 101 bytes, more than 100" if large else "is no regular file|corpus=.*the path of a text"
+        )
+        with pytest.raises(Refusal, match=problem) as caught:
+            load_corpus(**arguments)
+        assert str(path) in str(caught.value)
+
+
+def test_who_has_no_home_has_a_cache_among_the_temporary_files(monkeypatch, tmp_path):
+    for name in ("HOME", "LOCALGPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder() == tmp_path / "localgpt"
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    assert cache_folder() == Path("caches/localgpt")
 
 
 def test_other_plays_than_expected_are_refused_and_not_cached(cache, fake_plays, monkeypatch):

@@ -1,5 +1,6 @@
 """A user's own text: its memory, its odd characters, and how a record finds it again."""
 
+import os
 import subprocess
 import sys
 
@@ -115,6 +116,18 @@ def test_a_text_that_was_loaded_is_found_by_its_digest(poem, monkeypatch, cache)
     load_corpus("moved.txt")
     assert find_corpus("poem", sha256).name == "moved"
     assert [path.name for path in (cache / "texts").iterdir()] == [sha256]
+
+
+def test_a_note_that_is_none_is_no_note(poem, cache):
+    sha256 = load_corpus(str(poem)).sha256
+    note = cache / "texts" / sha256
+    for content in (b"\0", b"/" * 70_000, b"\xff", b""):
+        note.write_bytes(content)
+        assert known_text(sha256) is None
+    note.unlink()
+    os.mkfifo(note)
+    assert known_text(sha256) is None
+    assert load_corpus(str(poem)).sha256 == sha256
 
 
 def test_a_text_that_is_not_known_is_asked_for_by_its_digest(poem):

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from torch import nn
 from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.config import preset
 from localgpt_core.experiments import bench
+from localgpt_core.experiments import rows as kept_rows
 from localgpt_core.experiments.bench import (
     Row,
     Variant,
@@ -128,10 +131,20 @@ def test_the_arms_of_a_suite_are_measured_and_kept(tmp_path):
 
 
 def test_a_damaged_benchmark_is_named(tmp_path):
-    for content in ("", "{}", '{"rows": [{}], "environment": {}}'):
+    row = dataclasses.asdict(ROW)
+    odd = [None, True, "1", -1, 10**30, [1], math.nan, math.inf]
+    changed = [row | {name: value} for name in row for value in odd if name != "name" or value != "1"]
+    changed += [row | {"unknown": 1}, {**row, "name": ["fa"]}, [1], "fa", {}]
+    contents = ["", "{}", "[" * 5000, "[]", "5", '{"rows": 5, "environment": {}}']
+    contents += [json.dumps({"rows": [row], "environment": environment}) for environment in (5, [1], None)]
+    for content in [*contents, *(json.dumps({"rows": [one], "environment": {}}) for one in changed)]:
         (tmp_path / "rows.json").write_text(content)
         with pytest.raises(ValueError, match=r"benchmark rows\.json cannot be read"):
             read_rows(tmp_path / "rows.json")
+    (tmp_path / "rows.json").unlink()
+    os.mkfifo(tmp_path / "rows.json")
+    with pytest.raises(ValueError, match=r"benchmark rows\.json cannot be read: .* is no regular file"):
+        read_rows(tmp_path / "rows.json")
     with pytest.raises(ValueError, match=r"benchmark none\.json cannot be read"):
         read_rows(tmp_path / "none.json")
 
@@ -267,7 +280,7 @@ def test_a_table_has_every_number_below_its_heading():
 
 
 def test_rows_are_kept_with_four_digits_and_what_they_were_measured_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "environment", lambda device: {"device": f"toy {device}"})
+    monkeypatch.setattr(kept_rows, "environment", lambda device: {"device": f"toy {device}"})
     path = tmp_path / "rows.json"
     write_rows([ROW, dataclasses.replace(ROW, name="dfa", flops=0.123449)], path, "cpu", "cuda:1")
     rows, measured_on = read_rows(path)

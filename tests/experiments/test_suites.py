@@ -1,13 +1,15 @@
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from toys import toy_corpus, toy_record, toy_spec
 
+from localgpt_core.common.validation import Refusal
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import SHA256
 from localgpt_core.experiments.scheduler import missing_runs
-from localgpt_core.experiments.suites import read_suite
+from localgpt_core.experiments.suites import read_config, read_suite
 from localgpt_core.records import load_records, read_record
 from localgpt_core.records.specs import resolve_spec
 
@@ -127,6 +129,62 @@ def test_a_suite_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="suite .*binary.toml is not TOML"):
         read_suite(tmp_path / "binary.toml")
+
+
+DEEP = ".".join("a" * 5000)
+HUGE = "9" * 400
+UNREADABLE = {
+    "a nested list": ("seeds = [3, 1]", "seeds = " + "[" * 5000, "is not TOML"),
+    "a nested table": ("lr = 2e-3", f"{DEEP} = 1", "tables and lists.*at most 16 in each other"),
+    "400 digits": ("lr = 2e-3", f"lr = {HUGE}", "an integer has at most 20 digits"),
+    "5,000 digits": ("lr = 2e-3", "lr = " + "9" * 5000, "is not TOML"),
+    "a seed of 21 digits": ("seeds = [3, 1]", f"seeds = [-1{'0' * 20}]", "an integer has at most 20 digits"),
+    "a seed too large": (
+        "seeds = [3, 1]",
+        f"seeds = [{2**64}]",
+        "at least 0 and at most 18446744073709551615",
+    ),
+    "10,001 runs": ("seeds = [3, 1]", f"seeds = {[*range(9_999)]}", "arms=3: at most 10000 runs"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_no_suite_is_is_refused_at_once(tmp_path, name):
+    old, new, message = UNREADABLE[name]
+    path = write(tmp_path, replaced(old, new))
+    with pytest.raises(Refusal, match=message) as caught:
+        read_suite(path)
+    assert str(caught.value).startswith(f"suite {path}")
+
+
+@pytest.mark.parametrize("read", [read_suite, read_config])
+def test_a_suite_is_a_regular_file_of_a_size_that_one_can_have(tmp_path, read):
+    path = tmp_path / "suite.toml"
+    os.mkfifo(path)
+    with pytest.raises(Refusal, match=f"{path} cannot be read: is no regular file"):
+        read(path)
+    with pytest.raises(Refusal, match="/dev/zero cannot be read: is no regular file"):
+        read("/dev/zero")
+    path.unlink()
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(Refusal, match="cannot be read: has 1048577 bytes, more than 1048576"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_layer", 10**10), ("n_embd", 10**12), ("block_size", 10**9), ("vq_codes", 10**9), ("lr", 10**19)]
+    + [("batch_size", 10**10), ("steps", 10**13), ("vocab_size", 2**21), ("eval_iters", 10**13)],
+)
+def test_a_size_that_no_machine_holds_is_refused_by_its_field(tmp_path, field, value):
+    table = "train" if field in ("lr", "batch_size", "steps", "eval_iters") else "model"
+    arm = f"[arms.a]\n{table} = {{ {field} = {value} }}\n"
+    path = write(tmp_path, f'question = "?"\npreset = "cpu"\nseeds = [0]\n{arm}')
+    if field == "lr":  # a large rate diverges, and is one
+        assert read_suite(path).plan(toy_corpus())[0].spec.train.lr == 1e19
+        return
+    with pytest.raises(Refusal, match=f"arm 'a': {field}={value}: .* and at most "):
+        read_suite(path).plan(toy_corpus())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ import pytest
 from toys import TOY_SIZES, TOY_SUITE, toy_record, toy_spec, toy_text
 
 from localgpt_core.cli import commands
+from localgpt_core.common.validation import Refusal
+from localgpt_core.corpus import corpus
+from localgpt_core.experiments import rows
 from localgpt_core.records import RunRecord
 
 TIMES = int(os.environ.get("LOCALGPT_FUZZ", "1"))
@@ -202,6 +205,67 @@ def test_a_damaged_suite_is_refused_or_is_one(folder, monkeypatch, capsys):
         (folder / "bad.toml").write_bytes(data)
         check(f"suite {number}", monkeypatch, capsys, ["table", "bad.toml", "--records", "suites"])
         assert hashes(folder / "suites") == before, number
+
+
+def test_a_damaged_configuration_is_refused_or_is_one(folder, monkeypatch, capsys):
+    whole = 'model = { method = "fa", n_layer = 1 }\n[train]\nlr = 0.01\nsteps = 2\n'
+    tokens = re.split(r"(\W+)", whole)
+    values = [
+        "10000000000",
+        "9" * 400,
+        "1e999",
+        "nan",
+        "[" * 5000,
+        "a" + ".a" * 1000,
+        '"""',
+        "true",
+        "-1",
+        "{}",
+    ]
+    for number in range(40 * TIMES):
+        source = random.Random(f"config {number}")
+        own = list(tokens)
+        own[source.randrange(len(own))] = source.choice(values)
+        data = "".join(own).encode() if source.random() < 0.6 else damaged(whole.encode(), source)
+        (folder / "bad.toml").write_bytes(data)
+        one_step = ["train", "--corpus", "toy.txt", *TOY_SIZES, "--steps", "1", "--out", "bad"]
+        check(f"config {number}", monkeypatch, capsys, [*one_step, "--config", "bad.toml"])
+        shutil.rmtree(folder / "bad", ignore_errors=True)
+
+
+def test_a_damaged_benchmark_is_refused_or_has_numbers(tmp_path):
+    path = tmp_path / "rows.json"
+    numbers = [*map(float, range(1, 8))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "environment", lambda device: {"device": device})
+        rows.write_rows([rows.Row(name, *numbers) for name in ("fa", "dfa")], path, "cpu", "cpu")
+    whole = path.read_text()
+    refused = 0
+    for number in range(300 * TIMES):
+        source = random.Random(f"benchmark {number}")
+        by_hand = source.random() < 0.7
+        path.write_bytes(changed(whole, source).encode() if by_hand else damaged(whole.encode(), source))
+        try:
+            found, measured_on = rows.read_rows(path)
+        except Refusal as error:
+            refused += 1
+            assert str(error).startswith("benchmark rows.json cannot be read: ") and len(str(error)) < 2000
+        else:
+            assert isinstance(measured_on, dict) and rows.render([*found.values(), rows.Row("x", *numbers)])
+    assert 100 * TIMES < refused < 300 * TIMES
+
+
+def test_a_damaged_cache_is_made_again(folder, monkeypatch):
+    text = toy_text()
+    monkeypatch.setitem(corpus.SHA256, "complete", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.setattr(corpus, "read_plays", lambda names=None: [text])
+    monkeypatch.setattr(corpus, "SHAKESPEARE_VOCABULARY", "".join(sorted({*text})))
+    place = folder / "cache" / "complete.txt"
+    for number in range(100 * TIMES):
+        source = random.Random(f"cache {number}")
+        place.write_bytes(damaged(text.encode(), source))
+        assert corpus.load_corpus("complete").text == text, number
+        assert place.read_text() == text, number
 
 
 @pytest.mark.parametrize("part", range(2))
