@@ -33,6 +33,7 @@ measure
 training
 records
 experiments
+bench
 report
 cli
 """.split("\n")

@@ -148,7 +148,7 @@ def bench(
 ) -> None:
     """Measure step time, memory and FLOPs of every rule and option relative to backpropagation."""
     with starting():
-        from localgpt_core.experiments.bench import measure, render, write_rows
+        from localgpt_core.bench import measure, render, write_rows
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.training.settings import RunSettings
     settings = RunSettings(device=device, threads=threads)

@@ -1,10 +1,9 @@
 """Many runs.
 
-Suites, making what is missing of them, repeating what is recorded, and step times. What is kept of a run is
-below, in `localgpt_core.records`; nothing here draws.
+Suites, making what is missing of them, and repeating what is recorded. What is kept of a run is below, in
+`localgpt_core.records`; nothing here draws.
 """
 
-from localgpt_core.experiments.bench import Row, measure, read_rows, render, write_rows
 from localgpt_core.experiments.execution import execute, sample_text
 from localgpt_core.experiments.scheduler import SuiteRun, missing_runs
 from localgpt_core.experiments.suites import Arm, PlannedRun, Suite, read_config, read_suite
@@ -22,7 +21,6 @@ from localgpt_core.records import (
 __all__ = [
     "Arm",
     "PlannedRun",
-    "Row",
     "RunRecord",
     "RunSpec",
     "Suite",
@@ -33,14 +31,10 @@ __all__ = [
     "export_bundle",
     "import_bundle",
     "load_records",
-    "measure",
     "missing_runs",
     "read_config",
     "read_record",
-    "read_rows",
     "read_suite",
-    "render",
     "resolve_spec",
     "sample_text",
-    "write_rows",
 ]

@@ -199,7 +199,7 @@ def arm_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per arm: n finished, mean final loss with its 95 % interval, best, runs that failed.
 
     ``TFLOPs`` is the mean matmul work of a training run in 10^12 operations. Time is not in the table: how
-    long a run took says how busy its machine was; `localgpt_core.experiments.bench` measures time.
+    long a run took says how busy its machine was; `localgpt_core.bench` measures time.
 
     Raises:
         ValueError: If an arm has two runs of one seed.

@@ -231,7 +231,7 @@ def test_a_full_disk_at_the_start_is_not_the_users_error(cli, monkeypatch):
 )
 def test_an_output_that_cannot_be_written_is_refused_at_once(cli, monkeypatch, command, place):
     monkeypatch.setattr(run_state, "training_step", failing(AssertionError))
-    monkeypatch.setattr("localgpt_core.experiments.bench._row", failing(AssertionError))
+    monkeypatch.setattr("localgpt_core.bench.measuring._row", failing(AssertionError))
     err = io.StringIO()
     assert cli(*command, place, stderr=err) == 2
     assert re.fullmatch(rf"error: (out|bundle)='{place}.*': cannot be written \(.*\)\n", err.getvalue())

@@ -14,7 +14,7 @@ from cases import SIZES, make_batch, normal
 from torch.nn import functional
 
 from localgpt_core import RULES, LocalGPT, LocalGPTConfig, RuleOptions, TrainConfig, localize
-from localgpt_core.experiments.bench import measure, variants
+from localgpt_core.bench.measuring import measure, variants
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.rules import LearningRule
 from localgpt_core.rules.backprop import Backprop
@@ -120,8 +120,8 @@ def test_the_benchmark_has_a_row_for_a_rule_that_was_just_registered(page, monke
     rows = [variant for variant in variants(32) if "drtp" in variant.name]
     assert [row.name for row in rows] == ["drtp", "drtp block", "drtp block norm"]
     assert rows[2].model == {"method": "drtp", "dfa_granularity": "block", "dfa_norm": True}
-    monkeypatch.setattr("localgpt_core.experiments.bench.WARM_UP_STEPS", 1)
-    monkeypatch.setattr("localgpt_core.experiments.bench.variants", lambda width: rows[:1])
+    monkeypatch.setattr("localgpt_core.bench.measuring.WARM_UP_STEPS", 1)
+    monkeypatch.setattr("localgpt_core.bench.measuring.variants", lambda width: rows[:1])
     (row,) = measure("tiny", torch.device("cpu"), 1, lambda text: None)
     # As under dfa: an output error of 65 numbers is wider than a stream of 32.
     assert row.name == "drtp" and row.flops == pytest.approx(1.139, abs=0.001)

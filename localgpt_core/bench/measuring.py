@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bench.rows import Row
 from localgpt_core.common.validation import Refusal
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
-from localgpt_core.experiments.rows import Row, read_rows, render, write_rows
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
@@ -26,7 +26,7 @@ from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.training.step import build_model, build_optimizer, training_step
 
-__all__ = ["Row", "measure", "read_rows", "render", "write_rows"]
+__all__ = ["measure", "with_torch_attention"]
 
 WARM_UP_STEPS = 3
 

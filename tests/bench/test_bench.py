@@ -11,20 +11,17 @@ from cases import make_batch, make_model
 from torch import nn
 
 from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
-from localgpt_core.config import preset
-from localgpt_core.experiments import bench
-from localgpt_core.experiments import rows as kept_rows
-from localgpt_core.experiments.bench import (
-    Row,
+from localgpt_core.bench import Row, read_rows, render, write_rows
+from localgpt_core.bench import measuring as bench
+from localgpt_core.bench import rows as kept_rows
+from localgpt_core.bench.measuring import (
     Variant,
     measure,
-    read_rows,
-    render,
     variants,
     with_plain_linears,
     with_torch_attention,
-    write_rows,
 )
+from localgpt_core.config import preset
 from localgpt_core.experiments.suites import Arm, read_suite
 from localgpt_core.measure.cost import (
     alignment_in_forward_passes,
@@ -77,7 +74,7 @@ def test_the_fused_softmax_takes_no_more_memory_than_the_plain_one(batch):
 
 
 def test_every_variant_is_measured_and_printed(monkeypatch):
-    monkeypatch.setattr("localgpt_core.experiments.bench.WARM_UP_STEPS", 1)
+    monkeypatch.setattr("localgpt_core.bench.measuring.WARM_UP_STEPS", 1)
     rows = measure("tiny", torch.device("cpu"), 2, lambda text: None)
     assert [row.name for row in rows] == [variant.name for variant in variants(32)]
     by_name = {row.name: row for row in rows}
