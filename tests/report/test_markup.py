@@ -118,7 +118,7 @@ def found(tmp_path, monkeypatch):
     corpus = toy_corpus()
     monkeypatch.setattr(results, "load_corpus", lambda name: corpus)
     (tmp_path / "records").mkdir()
-    suite = tmp_path / "_<i>$s$ [a](b).toml"
+    suite = tmp_path / "_a_ (b).toml"
     text = json.dumps(MARK)
     suite.write_text(
         f'question = {text}\npreset = "tiny"\nseeds = [1, 2]\ntrain = {{ steps = 20 }}\n'
@@ -152,7 +152,7 @@ def test_sentences_about_hostile_records_are_text(found):
     for sentence in (found.origin(), found.compare(first, second)):
         kinds, shown = parsed(sentence)
         assert not kinds and printable(MARK) in shown
-    assert "<i>$s$ [a](b).toml" in parsed(found.origin())[1]
+    assert "_a_ (b).toml" in parsed(found.origin())[1]
     nothing = dataclasses.replace(found, runs=found.runs[:0])
     assert not parsed(nothing.origin())[0]
 
