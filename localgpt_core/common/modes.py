@@ -14,6 +14,7 @@ from functools import wraps
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from localgpt_core.common.validation import require
 
@@ -23,6 +24,7 @@ __all__ = [
     "evaluation_mode",
     "exact_derivatives",
     "in_float32",
+    "in_forward_mode",
     "recorded",
     "set_for_a_while",
     "watch",
@@ -65,6 +67,14 @@ class MaybeExact:
     def local_forward(self, *args: object) -> Tensor:
         """Return the value by operations with a backward pass of their own."""
         raise NotImplementedError(f"{type(self).__name__} must define its own forward pass")
+
+
+def in_forward_mode(*tensors: Tensor) -> bool:
+    """Return whether one of ``tensors`` carries a tangent, or a transform of torch.func is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._are_functorch_transforms_active()
+    return transformed or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 @contextmanager

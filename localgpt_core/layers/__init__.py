@@ -16,7 +16,6 @@ from localgpt_core.layers.bottlenecks import (
 )
 from localgpt_core.layers.convolution import LocalConv2d, LocalConv2dFunction
 from localgpt_core.layers.feedback_points import FeedbackPoint
-from localgpt_core.layers.kmeans import spherical_kmeans
 from localgpt_core.layers.linear import LocalLayer, LocalLinear, LocalLinearFunction, publish_error
 from localgpt_core.layers.norms import (
     EPS,
@@ -36,6 +35,7 @@ from localgpt_core.layers.surrogates import (
     SurrogateGELU,
     SurrogateSigmoid,
 )
+from localgpt_core.matrices.kmeans import spherical_kmeans
 
 __all__ = [
     "EPS",

@@ -11,7 +11,7 @@ from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import MaybeExact, set_for_a_while, wide, without_autocast
 from localgpt_core.common.seeds import normal_like
 from localgpt_core.common.validation import require_integer
-from localgpt_core.layers.kmeans import spherical_kmeans
+from localgpt_core.matrices.kmeans import spherical_kmeans
 
 __all__ = ["FrozenSubspace", "HardTopK", "TopK", "VQResidualDir", "keep_winners", "quantised"]
 

@@ -48,6 +48,31 @@ def as_rows(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
+def as_autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return x and ``tensors`` in the type of torch's autocast, if it is on; like it, leave float64 alone.
+
+    Outside of a Function, so that autograd returns the gradients in the parameters' own type.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return x, *tensors
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *tensors))
+
+
+def own(y: Tensor, bias: Tensor | None) -> Tensor:
+    """Return y = x W^T + b as a tensor of its own.
+
+    With a bias and three dimensions torch makes it a view, and autograd forbids to change the view of a
+    Function's in place.
+    """
+    return y if bias is None else torch.ops.aten._unsafe_view(y, y.shape)
+
+
+def tap_of(x: Tensor, features: int | None) -> Tensor | None:
+    """Return zeros (..., features) for x (..., in) that take no memory; None for None."""
+    return None if features is None else x.new_zeros(()).expand(*x.shape[:-1], features)
+
+
 class LocalLinearFunction(TransformableFunction):
     """``apply(x, weight, bias, buffer, rule, tap_features, place) -> (y, tap)``; no tap for a local error.
 
@@ -65,10 +90,7 @@ class LocalLinearFunction(TransformableFunction):
         place: int | str,
     ) -> tuple[Tensor, Tensor | None]:
         """Return y, and a tap if ``tap_features`` is given."""
-        tap = None if tap_features is None else x.new_zeros(()).expand(*x.shape[:-1], tap_features)
-        y = functional.linear(x, weight, bias)
-        # Of three dimensions it is a view, and autograd forbids to change the view of a Function's in place.
-        return torch.ops.aten._unsafe_view(y, y.shape), tap
+        return own(functional.linear(x, weight, bias), bias), tap_of(x, tap_features)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
@@ -82,18 +104,19 @@ class LocalLinearFunction(TransformableFunction):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of (x, weight, bias)."""
         x, weight, buffer = ctx.saved_tensors
+        of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
         grad_input = grad_weight = grad_bias = None
-        rows, tap_rows = as_rows(grad_output), as_rows(tap_error)
-        if ctx.needs_input_grad[0]:
-            error = tap_rows if ctx.has_tap else rows
+        rows = as_rows(grad_output)
+        if of_input:
+            error = as_rows(tap_error) if ctx.has_tap else rows
             if error is None:
                 raise missing_error(ctx.place)
             grad_rows = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
             grad_input = grad_rows.view(x.shape)
-        if grad_output is not None:
-            if ctx.needs_input_grad[1]:
+        if rows is not None:
+            if of_weight:
                 grad_weight = rows.T @ as_rows(x)
-            if ctx.needs_input_grad[2]:
+            if of_bias:
                 grad_bias = rows.sum(dim=0)
         return grad_input, grad_weight, grad_bias, None, None, None, None
 
@@ -184,18 +207,11 @@ class LocalLayer(HoldsFeedback):
                 training mode; if forward mode asks for a derivative that the rule does not have.
         """
         weight, bias = self.operand, self.bias
-        if self.exact or not torch.is_grad_enabled() or self._replayed(x, weight):
+        if not self.follows_rule(x, weight):
             return self.plain(x, weight, bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
-        dtype = autocast_dtype(x)
-        if dtype is not None:
-            # Cast outside the Function: autograd then returns the gradients to the parameters' own dtype.
-            # Like torch's own autocast, it leaves float64 alone.
-            x, weight, bias = (
-                t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
-            )
-        y, tap = self.ruled(x, weight, bias)
+        y, tap = self.ruled(*as_autocast(x, weight, bias))
         if tap is not None:
             taps.append(tap)
         return y
@@ -210,16 +226,20 @@ class LocalLayer(HoldsFeedback):
             x, weight, bias, self.buffer, self.rule, self.tap_features, self.place
         )
 
-    def _replayed(self, x: Tensor, weight: Tensor) -> bool:
-        """Return whether the operations are recorded to be derived by torch itself, who knows no rule."""
-        if recorded(self, "layer", self.place):
-            return True
-        if torch.compiler.is_compiling():
+    def follows_rule(self, x: Tensor, *weights: Tensor) -> bool:
+        """Return whether the backward pass is the rule's, and not that of the operations of the forward one.
+
+        It is not where there is none, where the rule is the derivative itself, and where the operations are
+        recorded to be derived by torch, who knows no rule.
+        """
+        if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return False
-        tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, weight))
+        if torch.compiler.is_compiling() or self.rule.is_derivative:
+            return not self.rule.is_derivative
+        tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, *weights))
         allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
-        require(self.rule.is_derivative or not tangents, "method", self.rule.options.method, allowed)
-        return tangents
+        require(not tangents, "method", self.rule.options.method, allowed)
+        return True
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which would have to read the rule as TorchScript."""

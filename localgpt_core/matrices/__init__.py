@@ -1,12 +1,14 @@
-"""Feedback matrices as numbers.
+"""Matrices that no gradient moves, as numbers.
 
 How a feedback matrix starts, how it follows a weight by forward probes, and the Jacobian of the logits that
-it may follow instead. Which of these a network uses is the business of `localgpt_core.rules`.
+it may follow instead. How a codebook is fitted to vectors. Which of these a network uses is the business of
+`localgpt_core.rules` and of its layers.
 """
 
 from localgpt_core.matrices.grape import align_to_weight, project_to_weight
 from localgpt_core.matrices.initial import StartOptions, initial_feedback
 from localgpt_core.matrices.jacobian import jvp_estimates, mean_jacobians
+from localgpt_core.matrices.kmeans import spherical_kmeans
 
 __all__ = [
     "StartOptions",
@@ -15,4 +17,5 @@ __all__ = [
     "jvp_estimates",
     "mean_jacobians",
     "project_to_weight",
+    "spherical_kmeans",
 ]

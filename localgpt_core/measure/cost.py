@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from localgpt_core.common.modes import exact_derivatives
-from localgpt_core.layers.kmeans import ROUNDS
+from localgpt_core.matrices.kmeans import ROUNDS
 from localgpt_core.model.gpt import LocalGPT
 
 __all__ = [

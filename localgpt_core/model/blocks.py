@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.common.modes import in_forward_mode
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE
+from localgpt_core.layers.shared_input import outputs_of
 from localgpt_core.layers.surrogates import FusedValueMix, SurrogateGELU, SurrogateSigmoid
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
@@ -95,8 +97,8 @@ class Attention(nn.Module):
         def heads(y_BTC: Tensor) -> Tensor:
             return y_BTC.view(B, T, self.config.n_head, -1).transpose(1, 2)
 
-        q_BHTD = heads(self.q_proj(x, taps))
-        k_BHSD, v_BHSD = heads(self.k_proj(x, taps)), heads(self.v_proj(x, taps))
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q_BHTD, k_BHSD, v_BHSD = (heads(y_BTC) for y_BTC in outputs_of(layers, x, taps))
         if cache is not None:
             if cache:
                 k_BHSD = torch.cat((cache["k"], k_BHSD), dim=2)
@@ -126,7 +128,12 @@ class SoftmaxAttention(Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
         """Return the values mixed by attention; fused, without dropout of the weights."""
-        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).masked_fill(future, -torch.inf)
+        # Torch's own attention has no derivative in forward mode, and on the CPU it is the slower way.
+        if self.fused is None and q.device.type != "cpu" and not in_forward_mode(q, k, v):
+            dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
+            mask = None if T in (1, S) else ~future
+            return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=T == S)
+        scores = scored(q, k, future * -torch.inf)
         if self.fused is not None:
             return self.fused(scores, v)
         return self.mixed(torch.softmax(scores, dim=-1), v)
@@ -144,9 +151,18 @@ class SigmoidAttention(Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
         """Return the values mixed by attention."""
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + self.sig_bias
+        shift = q.new_zeros(future.shape) + self.sig_bias
+        if not self.config.ste_sigmoid:
+            return self.mixed(torch.sigmoid(scored(q, k, shift.masked_fill(future, -torch.inf))), v)
         # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
-        return self.mixed(self.sigmoid(scores).masked_fill(future, 0.0), v)
+        return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(future, 0.0), v)
+
+
+def scored(q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
+    """Return the scores q k^T / sqrt(D) + shift, (B, H, T, S); ``shift`` is (T, S)."""
+    q_NTD, k_NSD = q.flatten(0, 1), k.flatten(0, 1)
+    scores = torch.baddbmm(shift, q_NTD, k_NSD.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return scores.view(*q.shape[:2], *shift.shape)
 
 
 ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}

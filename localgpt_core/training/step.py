@@ -140,6 +140,13 @@ def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> flo
     return total / sum(targets.numel() for _, targets in pairs)
 
 
+def seed_all(seed: int, device: torch.device) -> None:
+    """Do what ``torch.manual_seed`` does for the CPU and ``device``, without looking for others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -152,7 +159,7 @@ def training_step(
 
     ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation.
     """
-    torch.manual_seed(seed_from(config.seed, "dropout", step))
+    seed_all(seed_from(config.seed, "dropout", step), idx.device)
     model.align_feedback(config.seed, "probes", step, idx=idx)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from localgpt_core import VQResidualDir
 from localgpt_core.common.seeds import generator
-from localgpt_core.layers.kmeans import spherical_kmeans
+from localgpt_core.matrices.kmeans import spherical_kmeans
 
 
 def objective(x, centres):

@@ -1,0 +1,116 @@
+r"""Several linear layers of one input as one product forward and one backward, each with what is its own.
+
+Queries, keys and values are three layers: three weights W_i (n_i x in), three feedback matrices F_i. What
+they share is the input x (N x in), and with W the W_i one below the other, F the F_i,
+
+    forward    (y_1 ... y_m) = x @ W^T + b                    (N, in) @ (in, sum n_i)
+    backward   grad_W        = (g_1 ... g_m)^T @ x            (sum n_i, N) @ (N, in)
+               grad_x        = (s_1 ... s_m) @ F              (N, sum n_i) @ (sum n_i, in)
+
+with g_i the gradient of y_i and s_i what the rule sends of it. A rule that uses the error e of the network's
+output sends the same to all: grad_x = s @ (F_1 + ... + F_m). It is what `LocalLinearFunction` computes layer
+by layer, in another order of additions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localgpt_core.common.functions import TransformableFunction
+from localgpt_core.layers.linear import LocalLinear, as_autocast, as_rows, missing_error, own, tap_of
+from localgpt_core.rules import LearningRule
+
+__all__ = ["SharedInputFunction", "outputs_of"]
+
+
+def _below(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    return None if tensors[0] is None else torch.cat([*tensors])
+
+
+class SharedInputFunction(TransformableFunction):
+    """``apply(x, rules, tap_features, place, *weights, *biases, *buffers) -> (y, tap)``, see the module.
+
+    Shapes: x (..., in), y (..., sum n_i), tap (..., tap_features), None for rules that use the local error.
+    The rules of the m layers are of one kind; ``place`` names the layers in messages.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        rules: Sequence[LearningRule],
+        tap_features: int | None,
+        place: str,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return y, and a tap if ``tap_features`` is given."""
+        m = len(rules)
+        weight, bias = _below(tensors[:m]), _below(tensors[m : 2 * m])
+        return own(functional.linear(x, weight, bias), bias), tap_of(x, tap_features)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
+        """Keep the input, the feedback and, for a rule that reads them, the weights."""
+        x, ctx.rules, tap_features, ctx.place, *tensors = inputs
+        m = len(ctx.rules)
+        ctx.has_tap, ctx.sizes = tap_features is not None, [len(weight) for weight in tensors[:m]]
+        reads = ctx.rules[0].transports != "nothing"
+        ctx.save_for_backward(x, *(tensors[:m] if reads else [None] * m), *tensors[2 * m :])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, the weights and the biases."""
+        x, *tensors = ctx.saved_tensors
+        m = len(ctx.rules)
+        kept = zip(ctx.rules, tensors[:m], tensors[m:], strict=True)
+        rows, tap_rows = as_rows(grad_output), as_rows(tap_error)
+        grad_input, grads = None, [None] * (2 * m)
+        if ctx.needs_input_grad[0]:
+            error = tap_rows if ctx.has_tap else rows
+            if error is None:
+                raise missing_error(ctx.place)
+            feedback = [rule.feedback(weight, buffer).to(error.dtype) for rule, weight, buffer in kept]
+            joined = torch.stack(feedback).sum(dim=0) if ctx.has_tap else _below(feedback)
+            grad_input = (error @ joined).view(x.shape)
+        if grad_output is not None:
+            if any(ctx.needs_input_grad[4 : 4 + m]):
+                grads[:m] = (rows.T @ as_rows(x)).split(ctx.sizes)
+            if any(ctx.needs_input_grad[4 + m : 4 + 2 * m]):
+                grads[m:] = rows.sum(dim=0).split(ctx.sizes)
+        return grad_input, None, None, None, *grads, *[None] * m
+
+
+def outputs_of(layers: Sequence[LocalLinear], x: Tensor, taps: list[Tensor]) -> Sequence[Tensor]:
+    """Return what each of ``layers`` makes of x (..., in), as one call where that is the same to all.
+
+    It is not where a hook waits for one of them, or where their rules differ or send less than the error.
+    """
+    first = layers[0]
+    if not torch.is_grad_enabled() or not all(_joins(layer, first) for layer in layers):
+        return [layer(x, taps) for layer in layers]
+    sizes = [layer.out_features for layer in layers]
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    if not first.follows_rule(x, *weights):
+        return functional.linear(x, _below(weights), _below(biases)).split(sizes, dim=-1)
+    x, *tensors = as_autocast(x, *weights, *biases)
+    buffers, rules = [layer.buffer for layer in layers], [layer.rule for layer in layers]
+    place = ", ".join(str(layer.place) for layer in layers)
+    y, tap = SharedInputFunction.apply(x, rules, first.tap_features, place, *tensors, *buffers)
+    if tap is not None:
+        taps.append(tap)
+    return y.split(sizes, dim=-1)
+
+
+def _joins(layer: nn.Module, first: LocalLinear) -> bool:
+    """Return whether ``layer`` may share a call with ``first``."""
+    return (
+        type(layer) is LocalLinear
+        and type(layer.rule) is type(first.rule)
+        and type(layer.rule).signal is LearningRule.signal
+        and layer.tap_features == first.tap_features
+        and layer.exact == first.exact
+        and (layer.bias is None) == (first.bias is None)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    )
