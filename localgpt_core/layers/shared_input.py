@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
+from localgpt_core.common.modes import recorded
 from localgpt_core.layers.linear import LocalLinear, as_autocast, as_rows, missing_error, own, tap_of
 from localgpt_core.rules import LearningRule
 
@@ -86,9 +87,11 @@ def outputs_of(layers: Sequence[LocalLinear], x: Tensor, taps: list[Tensor]) -> 
     """Return what each of ``layers`` makes of x (..., in), as one call where that is the same to all.
 
     It is not where a hook waits for one of them, or where their rules differ or send less than the error.
+    Where nothing is learned, the weights need not be joined.
     """
     first = layers[0]
-    if not torch.is_grad_enabled() or not all(_joins(layer, first) for layer in layers):
+    learns = torch.is_grad_enabled() and not recorded(first, "layer", first.place)
+    if not learns or not all(_joins(layer, first) for layer in layers):
         return [layer(x, taps) for layer in layers]
     sizes = [layer.out_features for layer in layers]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

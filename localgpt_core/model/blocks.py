@@ -133,7 +133,7 @@ class SoftmaxAttention(Attention):
             dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
             mask = None if T in (1, S) else ~future
             return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=T == S)
-        scores = scored(q, k, future * -torch.inf)
+        scores = scored(q, k, q.new_zeros(future.shape).masked_fill(future, -torch.inf))
         if self.fused is not None:
             return self.fused(scores, v)
         return self.mixed(torch.softmax(scores, dim=-1), v)
