@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bench.plain import PlainGPT
 from localgpt_core.bench.rows import Row
 from localgpt_core.common.validation import Refusal
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
@@ -30,7 +31,7 @@ __all__ = ["measure", "with_torch_attention"]
 
 WARM_UP_STEPS = 3
 
-Change = Callable[[LocalGPT], LocalGPT]
+Change = Callable[[LocalGPT], LocalGPT | PlainGPT]
 
 
 class PlainLinear(nn.Linear):
@@ -99,10 +100,34 @@ def rule_variants() -> list[Variant]:
     return found
 
 
+def as_plain(model: LocalGPT) -> PlainGPT:
+    """Return a GPT of torch's own layers, of the sizes of ``model``."""
+    return PlainGPT(model.config)
+
+
+def plain_variants() -> list[Variant]:
+    """Return what is measured against the GPT that everybody writes."""
+    softmax, kaczmarz = {"attn_mode": "softmax"}, {"fa_grape": True, "fa_grape_update": "kaczmarz"}
+    network = {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True, "fa_grape": True}
+    compared = {
+        "bp softmax": softmax,
+        "bp": {},
+        "fa": {"method": "fa"},
+        "dfa": {"method": "dfa"},
+        "kp + grape, kaczmarz": {"method": "kp", **kaczmarz},
+        "dfa block norm + grape": network,
+    }
+    return [
+        Variant(f"{name} (against a plain GPT)", options, change_reference=as_plain)
+        for name, options in compared.items()
+    ]
+
+
 def variants(width: int) -> list[Variant]:
     """Return what is measured at a residual stream of ``width``."""
     softmax = {"attn_mode": "softmax"}
     return [
+        *plain_variants(),
         *rule_variants(),
         Variant("ste_sigmoid", {"ste_sigmoid": True}),
         Variant("ste_gelu", {"ste_gelu": True}),

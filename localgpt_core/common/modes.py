@@ -20,6 +20,7 @@ from localgpt_core.common.validation import require
 
 __all__ = [
     "MaybeExact",
+    "as_autocast",
     "autocast_dtype",
     "evaluation_mode",
     "exact_derivatives",
@@ -114,6 +115,17 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
+
+
+def as_autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return x and ``tensors`` in the type of torch's autocast, if it is on; like it, leave float64 alone.
+
+    Outside of a Function, so that autograd returns the gradients in the parameters' own type.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return x, *tensors
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *tensors))
 
 
 def wide(x: Tensor) -> Tensor:

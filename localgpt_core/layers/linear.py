@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
-from localgpt_core.common.modes import autocast_dtype, recorded
+from localgpt_core.common.modes import as_autocast, recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
@@ -48,23 +48,8 @@ def as_rows(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def as_autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return x and ``tensors`` in the type of torch's autocast, if it is on; like it, leave float64 alone.
-
-    Outside of a Function, so that autograd returns the gradients in the parameters' own type.
-    """
-    dtype = autocast_dtype(x)
-    if dtype is None:
-        return x, *tensors
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *tensors))
-
-
 def own(y: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y = x W^T + b as a tensor of its own.
-
-    With a bias and three dimensions torch makes it a view, and autograd forbids to change the view of a
-    Function's in place.
-    """
+    """Return y = x W^T + b, with a bias a view, as none: that of a Function may not be changed in place."""
     return y if bias is None else torch.ops.aten._unsafe_view(y, y.shape)
 
 
@@ -114,10 +99,8 @@ class LocalLinearFunction(TransformableFunction):
             grad_rows = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
             grad_input = grad_rows.view(x.shape)
         if rows is not None:
-            if of_weight:
-                grad_weight = rows.T @ as_rows(x)
-            if of_bias:
-                grad_bias = rows.sum(dim=0)
+            grad_weight = rows.T @ as_rows(x) if of_weight else None
+            grad_bias = rows.sum(dim=0) if of_bias else None
         return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
@@ -162,9 +145,9 @@ def publish_error(logits: Tensor, taps: list[Tensor]) -> Tensor:
 
 
 class LocalLayer(HoldsFeedback):
-    """A layer ``y = x W^T + b`` whose backward pass follows a learning rule, however it keeps its W.
+    """A mixin for a layer ``y = x W^T + b`` whose backward pass follows a learning rule, however it keeps W.
 
-    A mixin for a module with ``weight``, ``bias``, ``in_features`` and ``out_features``.
+    The module has ``weight``, ``bias``, ``in_features`` and ``out_features``.
     """
 
     def _take_rule(self, options: RuleOptions, is_output: bool, error_features: int | None) -> None:
@@ -227,11 +210,7 @@ class LocalLayer(HoldsFeedback):
         )
 
     def follows_rule(self, x: Tensor, *weights: Tensor) -> bool:
-        """Return whether the backward pass is the rule's, and not that of the operations of the forward one.
-
-        It is not where there is none, where the rule is the derivative itself, and where the operations are
-        recorded to be derived by torch, who knows no rule.
-        """
+        """Return whether the rule makes the backward pass; torch does where the rule is the derivative."""
         if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return False
         if torch.compiler.is_compiling() or self.rule.is_derivative:
@@ -239,7 +218,7 @@ class LocalLayer(HoldsFeedback):
         tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, *weights))
         allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
         require(not tangents, "method", self.rule.options.method, allowed)
-        return True
+        return not tangents
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which would have to read the rule as TorchScript."""

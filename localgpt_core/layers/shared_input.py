@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
-from localgpt_core.common.modes import recorded
-from localgpt_core.layers.linear import LocalLinear, as_autocast, as_rows, missing_error, own, tap_of
+from localgpt_core.common.modes import as_autocast, recorded
+from localgpt_core.layers.linear import LocalLinear, as_rows, missing_error, own, tap_of
 from localgpt_core.rules import LearningRule
 
 __all__ = ["SharedInputFunction", "outputs_of"]
@@ -90,8 +90,8 @@ def outputs_of(layers: Sequence[LocalLinear], x: Tensor, taps: list[Tensor]) -> 
     Where nothing is learned, the weights need not be joined.
     """
     first = layers[0]
-    learns = torch.is_grad_enabled() and not recorded(first, "layer", first.place)
-    if not learns or not all(_joins(layer, first) for layer in layers):
+    learns = torch.is_grad_enabled() and all(_joins(layer, first) for layer in layers)
+    if not learns or recorded(first, "layer", first.place):
         return [layer(x, taps) for layer in layers]
     sizes = [layer.out_features for layer in layers]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

@@ -6,6 +6,7 @@ import pkgutil
 import pytest
 import torch
 from cases import make_batch, make_model, normal
+from torch import nn
 from torch.autograd import forward_ad, gradgradcheck
 from torch.nn import functional
 
@@ -15,6 +16,7 @@ from localgpt_core import SoftmaxValueMixLocalFn as SoftmaxValueMix
 from localgpt_core.common import exact_derivatives
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.layers import FeedbackPoint, LocalConv2d, VQResidualDir, publish_error
+from localgpt_core.layers.shared_input import outputs_of
 from localgpt_core.layers.surrogates import GELUSTE, GELUStepSurrogate, SigmoidSTE, StraightThrough
 
 B, T, S, C, D, V = 2, 3, 4, 6, 5, 7
@@ -60,6 +62,34 @@ def convolution(method):
     return function, (x(B, 2, 3, 4), x(4, 1, 2, 2, seed=1), x(4, seed=2))
 
 
+def together(method):
+    """Return a function of (x, the weights and biases of two layers)."""
+    pair = nn.ModuleList(
+        LocalLinear(C, n, options=RuleOptions(method=method), error_features=C).double() for n in (C, 3)
+    )
+    for place, layer in enumerate(pair):
+        layer.reset_feedback(place)
+    names = [name for name, _ in pair.named_parameters()]
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair = pair
+
+        def forward(self, x):
+            taps = []
+            y, other = outputs_of(self.pair, x, taps)
+            return publish_error(y, taps) + other.sum(dim=-1, keepdim=True)
+
+    both = Both()
+
+    def function(x, *parameters):
+        given = {f"pair.{name}": value for name, value in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(both, given, (x,))
+
+    return function, (x(), *(x(*p.shape, seed=i) for i, p in enumerate(pair.parameters())))
+
+
 def point(norm):
     place = FeedbackPoint(C, C, RuleOptions(method="dfa", feedback_seed=1), norm).double()
 
@@ -103,6 +133,7 @@ CASES = {
     "_NearestDirection": {"": (VQResidualDir(C, 11).double(), (x(),))},
     "LocalConv2dFunction": {method: convolution(method) for method in ("bp", "fa", "sign_sym", "kp")},
     "LocalLinearFunction": {method: linear(method) for method in ("bp", "fa", "dfa", "sign_sym", "kp")},
+    "SharedInputFunction": {method: together(method) for method in ("fa", "dfa", "sign_sym", "kp")},
     "_PublishError": {"": (lambda x: publish_error(x, [x * 0]), (x(),))},
     "_FeedbackPointFunction": {"": (point(False), (x(),)), "norm": (point(True), (x(),))},
 }
@@ -144,7 +175,7 @@ def test_forward_mode_is_right_or_refused_by_name(use):
         assert torch.equal(actual, expected)
         return
     error, words = NotImplementedError, f"{name} has a backward pass only: no forward mode"
-    if name in ("LocalLinearFunction", "LocalConv2dFunction"):
+    if name in ("LocalLinearFunction", "LocalConv2dFunction", "SharedInputFunction"):
         error, words = ValueError, "is about the backward pass and has no derivative in forward mode"
     elif name == "_PublishError":  # meant for layers that have refused already
         words = "jvp"

@@ -234,6 +234,8 @@ def test_a_frozen_input_costs_no_input_gradient(method, monkeypatch):
     torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     assert torch.equal(layer.weight.grad, torch.ones(4, 2, dtype=torch.float64).T @ x)
     x.requires_grad_(True)
+    if method == "bp":  # torch's own backward pass
+        return
     with pytest.raises(AssertionError, match="the feedback was asked for"):
         backward(layer, x, torch.ones(4, 2, dtype=torch.float64), torch.ones(4, E, dtype=torch.float64))
 
