@@ -198,6 +198,10 @@ def test_a_record_is_found_from_another_working_directory(cache, folder, tmp_pat
     found = load_records("a", pytest.fail)
     monkeypatch.chdir(tmp_path)
     assert found == load_records(folder / "a", pytest.fail)
+    (folder / "b" / "odd.json").write_text("{}")
+    problems = []
+    load_records("./kept", problems.append)
+    assert problems[0].startswith("record kept/b/odd.json is refused")  # named as it was asked for
 
 
 # A folder that changes
@@ -257,6 +261,14 @@ def test_a_folder_that_has_changed_is_read_as_without_an_index(cache, reads, fol
         assert_same(folder)
 
 
+def test_the_order_is_that_of_the_folders(cache, tmp_path):
+    for seed, suite in ((1, "a-b"), (2, "a"), (3, "a b"), (4, "B")):
+        toy_record(toy_spec(seed), suite=suite).write(tmp_path / "kept" / suite)
+    found = load_records(tmp_path / "kept", pytest.fail)
+    assert [record.suite for record in found.values()] == ["B", "a", "a b", "a-b"]
+    assert_same(tmp_path / "kept")
+
+
 def test_a_refused_file_is_named_each_time(cache, folder):
     (folder / "b" / "odd.json").write_text("{}")
     for _ in range(3):
@@ -276,6 +288,8 @@ def test_of_two_files_of_one_digest_the_index_tells_which_has_diagnostics(cache,
 
 def test_a_file_is_not_trusted_before_its_clock_has_ticked(cache, reads, folder, monkeypatch):
     monkeypatch.setattr(indices, "TICK", 2_000_000_000)
+    for path in folder.rglob("*.json"):
+        os.utime(path, ns=(0, 0))  # as a copy that keeps the times of the file it was made from
     for _ in range(2):
         reads.clear()
         load_records(folder, pytest.fail)
