@@ -24,6 +24,8 @@ from localgpt_core.corpus.corpus import Corpus
 
 __all__ = ["floors", "witten_bell"]
 
+SPARSE = 8  # times as many numbers as keys: to sort the keys then takes less room than to mark them
+
 
 def witten_bell(ids: np.ndarray, n_train: int, vocab_size: int, max_order: int) -> np.ndarray:
     """Return the probability that each order gives to each integer after the first ``n_train``.
@@ -51,7 +53,7 @@ def witten_bell(ids: np.ndarray, n_train: int, vocab_size: int, max_order: int) 
     gram = np.zeros(len(ids) + 1, dtype=np.int64)
     for order in range(1, max_order + 1):
         context = gram[:-1]
-        keys, gram = np.unique(context * vocab_size + ids[order - 1 :], return_inverse=True)
+        keys, gram = _distinct(context * vocab_size + ids[order - 1 :])
         first_test = n_train - order + 1  # the first k-gram that ends after the training data
         count = np.bincount(gram[:first_test], minlength=len(keys))  # N(h c), per k-gram
         contexts = keys // vocab_size  # h, per k-gram
@@ -63,6 +65,16 @@ def witten_bell(ids: np.ndarray, n_train: int, vocab_size: int, max_order: int) 
         mixed = (count[gram[first_test:]] + distinct[h] * rows[-1]) / np.maximum(weight, 1)
         rows.append(np.where(weight > 0, mixed, rows[-1]))
     return np.stack(rows)
+
+
+def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different ones of ``keys``, sorted, and for each key its number among them."""
+    bound = int(keys.max(initial=0)) + 1
+    if bound > SPARSE * len(keys):
+        return np.unique(keys, return_inverse=True)
+    present = np.zeros(bound, dtype=bool)
+    present[keys] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
 
 
 def floors(corpus: Corpus, max_order: int = 5) -> dict[str, float]:

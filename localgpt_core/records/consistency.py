@@ -164,10 +164,11 @@ def _check_diagnostics(diagnostics: dict[str, Any], done: int) -> None:
     for name, values in _series(diagnostics):
         field, (low, high) = f"diagnostics.{name}", RANGES.get(name.partition(".")[0], (-math.inf, math.inf))
         require(len(values) == len(steps), field, values, f"{len(values)} values for {len(steps)} steps")
+        allowed = f"must be in [{low}, {high}]"
         for value in (v for entry in values for v in (entry if isinstance(entry, list) else [entry])):
             require(isinstance(value, int | float | None), field, value, "must be a number")
             inside = value is None or low <= value <= high
-            require(inside, field, value, f"must be in [{low}, {high}]")
+            require(inside, field, value, allowed)
     signs, cosines = (diagnostics.get(name, ()) for name in ("descends", "total_cosine"))
     for descends, cosine in zip(signs, cosines, strict=False):
         if descends is not None and cosine:  # one of 0 may be rounded, or the quotient of an overflow

@@ -7,9 +7,12 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from localgpt_core.common.validation import require
+from localgpt_core.records.index import Index
 from localgpt_core.records.record import RunRecord, read_record
 
 __all__ = ["keep", "load_records", "matching", "warn"]
+
+MANY = 1000  # files from which on a folder has an index
 
 
 def warn(problem: str) -> None:
@@ -22,44 +25,53 @@ def load_records(
     on_problem: Callable[[str], None] = warn,
     digests: Collection[str] | None = None,
 ) -> dict[str, RunRecord]:
-    """Return every record below ``root`` by digest, or those of ``digests``.
+    """Return every record below ``root`` by digest, or those of ``digests`` alone.
 
     A file that is damaged or foreign is named to ``on_problem`` (default: a warning), and the rest goes on.
     What is hidden, a name with a dot in front, is no record: editors and systems keep their own things there.
     Where two files have one digest, a run that broke down gives way to one that did not, and a run without
     diagnostics to one with them.
+
+    A folder of a thousand files and more has an index, see `localgpt_core.records.index`: its records read
+    their file again when one of their large fields is first asked for.
     """
+    root = Path(root)
+    names = sorted(_json_files(root, on_problem), key=lambda name: name.split(os.sep))
+    if digests is not None:
+        names = [name for name in names if Path(name).stem in digests]
+    index = Index(root) if digests is None and len(names) >= MANY else None
     records: dict[str, RunRecord] = {}
-    for path in sorted(_json_files(Path(root), on_problem)):
-        if digests is not None and path.stem not in digests:
-            continue
+    for name in names:
         try:
-            record = read_record(path)
+            record = index.record(name) if index else read_record(root / name)
         except ValueError as error:
             on_problem(str(error))
         else:
             keep(records, record)
+    if index:
+        index.save()
     return records
 
 
-def _json_files(root: Path, on_problem: Callable[[str], None]) -> Iterator[Path]:
-    """Yield every JSON file below ``root`` but what is hidden."""
+def _json_files(root: Path, on_problem: Callable[[str], None]) -> Iterator[str]:
+    """Yield the name below ``root`` of every JSON file but what is hidden."""
 
     def unreadable(error: OSError) -> None:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # else it is not there
             on_problem(f"folder {error.filename} cannot be read: {error.strerror}")
 
+    start = len(os.path.join(root, ""))
     for folder, below, files in os.walk(root, onerror=unreadable):
         below[:] = [name for name in below if not name.startswith(".")]
         for name in files:
             if name.endswith(".json") and not name.startswith("."):
-                yield Path(folder, name)
+                yield os.path.join(folder, name)[start:]
 
 
 def keep(records: dict[str, RunRecord], record: RunRecord) -> bool:
     """Add ``record`` unless that would replace one that says as much; return whether it was added."""
     known = records.get(record.digest)
-    says_more = known is not None and bool(record.diagnostics) and not known.diagnostics
+    says_more = known is not None and record.has_diagnostics and not known.has_diagnostics
     keep = known is None or known.status == "failed" or says_more
     if keep:
         records[record.digest] = record

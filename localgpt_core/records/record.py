@@ -1,10 +1,12 @@
 """What came out of a run, `RunRecord`: a small JSON file, named by its digest."""
 
+import hashlib
 import json
 import math
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from localgpt_core.common.validation import Refusal, require
 from localgpt_core.records.consistency import STATUSES, check_consistency, check_fields, checksum
 from localgpt_core.records.specs import RunSpec
 
-__all__ = ["RunRecord", "read_record"]
+__all__ = ["RunRecord", "read_hashed", "read_record"]
 
 SCHEMA = 1
 LARGEST_RECORD = 2**26  # bytes
@@ -76,15 +78,49 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         require(self.schema == SCHEMA, "schema", self.schema, f"this version reads {SCHEMA}")
-        spec = RunSpec.from_dict(self.spec)
-        require(spec.digest == self.digest, "digest", self.digest, f"its spec has {spec.digest}")
+        spec = self.run_spec
+        digest = spec.digest
+        require(digest == self.digest, "digest", self.digest, f"its spec has {digest}")
         require(spec.seed == self.seed, "seed", self.seed, f"its spec has {spec.seed}")
         check_fields(self)
 
-    @property
+    @cached_property
     def run_spec(self) -> RunSpec:
         """The spec as an object."""
         return RunSpec.from_dict(self.spec)
+
+    @cached_property
+    def corpus(self) -> str:
+        """Name of the corpus."""
+        return self.run_spec.corpus
+
+    @cached_property
+    def corpus_sha256(self) -> str:
+        """SHA-256 of the text of the corpus."""
+        return self.run_spec.corpus_sha256
+
+    @cached_property
+    def device_type(self) -> str:
+        """The kind of device that the run was made on: ``"cpu"``, ``"cuda"`` or ``"unknown"``."""
+        return str(self.environment.get("device_type", "unknown"))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that can change the result of the run but its seed, by name."""
+        settings = {**asdict(self.run_spec.model), **asdict(self.run_spec.train)}
+        del settings["seed"]
+        corpus = f"{self.corpus} {self.corpus_sha256[:8]}"
+        return settings | {"corpus": corpus, "device": self.device_type}
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """Training tokens up to the last point of the curve; None if it has none."""
+        return self.curves["tokens"][-1] if self.curves.get("tokens") else None
+
+    @cached_property
+    def has_diagnostics(self) -> bool:
+        """Whether diagnostics were measured."""
+        return bool(self.diagnostics)
 
     def to_json(self) -> str:
         """Return the record as JSON: floats with 6 significant digits, null for what is not finite.
@@ -151,10 +187,16 @@ def read_record(path: str | os.PathLike[str]) -> RunRecord:
     Raises:
         ValueError: If it is damaged or foreign, naming the file.
     """
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | os.PathLike[str]) -> tuple[RunRecord, str]:
+    """Return the record in a file and the SHA-256 of the file's bytes; raises as `read_record`."""
     path = Path(path)
     try:
-        record = RunRecord.from_json(read_regular(path, LARGEST_RECORD).decode("utf-8-sig"))
+        data = read_regular(path, LARGEST_RECORD)
+        record = RunRecord.from_json(data.decode("utf-8-sig"))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise Refusal(f"record {path} is refused: {error}") from None
     require(path.stem == record.digest, "record", str(path), f"must be named {record.digest}.json")
-    return record
+    return record, hashlib.sha256(data).hexdigest()

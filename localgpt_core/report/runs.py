@@ -11,7 +11,7 @@ from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
-from localgpt_core.report.tables import arm_frame, differing, for_people, run_row, settings_of, suite_runs
+from localgpt_core.report.tables import arm_numbers, differing, for_people, run_row, settings_of, suite_runs
 
 __all__ = ["asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
 
@@ -33,7 +33,7 @@ def run_frame(records: dict[str, RunRecord]) -> pd.DataFrame:
         scopes.setdefault(own, []).append(record)
     rows, columns = [], {}
     for scope in scopes.values():
-        named = all(record.arm == record.run_spec.model.method for record in scope)
+        named = all(record.arm == settings_of(record)["method"] for record in scope)
         names = [name for name in differing([*map(settings_of, scope)]) if name != "method" or not named]
         columns |= dict.fromkeys(names)
         groups: dict[tuple[object, ...], list[RunRecord]] = {}
@@ -50,8 +50,6 @@ def run_frame(records: dict[str, RunRecord]) -> pd.DataFrame:
 def _row(group: list[RunRecord], names: list[str], settings: str) -> dict[str, object]:
     group = sorted(group, key=lambda record: record.seed)
     first = group[0]
-    numbers = arm_frame(pd.DataFrame([run_row("", "", record) for record in group])).iloc[0].to_dict()
-    del numbers["arm"]
     own = settings_of(first)
     return {
         "suite": first.suite,
@@ -59,8 +57,8 @@ def _row(group: list[RunRecord], names: list[str], settings: str) -> dict[str, o
         "preset": first.preset,
         **{name: own[name] for name in names},
         "seeds": " ".join(str(record.seed) for record in group),
-        **numbers,
-        "corpus_sha256": first.run_spec.corpus_sha256,
+        **arm_numbers(first.arm, [run_row(first.arm, "", record) for record in group]),
+        "corpus_sha256": first.corpus_sha256,
         "settings": settings,
     }
 
@@ -120,7 +118,7 @@ def curves_of(shown: Shown) -> pd.DataFrame:
 
 def cheap_floors(records: dict[str, RunRecord]) -> Floors:
     """Return name and n-gram floors, by SHA-256, of the records' texts that are here and small."""
-    texts = {r.run_spec.corpus_sha256: r.run_spec.corpus for r in records.values()}
+    texts = {record.corpus_sha256: record.corpus for record in records.values()}
     found = {sha256: (name, cheap_corpus(name, sha256)) for sha256, name in texts.items()}
     return {sha256: (name, floors(corpus)) for sha256, (name, corpus) in found.items() if corpus is not None}
 

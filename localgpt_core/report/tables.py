@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
 from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
 from localgpt_core.common.validation import require
@@ -19,6 +21,7 @@ from localgpt_core.records import RunRecord
 __all__ = [
     "all_runs",
     "arm_frame",
+    "arm_numbers",
     "arm_table",
     "as_markdown",
     "as_typed",
@@ -53,10 +56,10 @@ def suite_runs(
     rows = []
     for arm in suite.arms:
         own = sorted((record for name, record in found if name == arm.name), key=lambda record: record.seed)
-        devices = dict.fromkeys(map(_device, own))
+        devices = dict.fromkeys(record.device_type for record in own)
         for device in devices:
             name = arm.name if len(devices) == 1 else f"{arm.name} ({device})"
-            rows += [run_row(name, arm.label, record) for record in own if _device(record) == device]
+            rows += [run_row(name, arm.label, record) for record in own if record.device_type == device]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -82,20 +85,13 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
 
 def settings_of(record: RunRecord) -> dict[str, object]:
     """Return all that can change the result of a run but its seed."""
-    spec = record.run_spec
-    settings = {**asdict(spec.model), **asdict(spec.train)}
-    del settings["seed"]
-    return settings | {"corpus": f"{spec.corpus} {spec.corpus_sha256[:8]}", "device": _device(record)}
+    return record.settings
 
 
 def differing(settings: list[dict[str, object]]) -> list[str]:
     """Return the names of the settings that are not the same in all of ``settings``."""
-    return [name for name in settings[0] if len({own[name] for own in settings}) > 1]
-
-
-def _device(record: RunRecord) -> str:
-    """Return the kind of device that a run was made on: ``"cpu"``, ``"cuda"`` or ``"unknown"``."""
-    return str(record.environment.get("device_type", "unknown"))
+    distinct = {id(own): own for own in settings}.values()  # the records of an index share theirs
+    return [name for name in settings[0] if len({own[name] for own in distinct}) > 1]
 
 
 def require_alike(arm: str, records: list[RunRecord]) -> None:
@@ -104,9 +100,9 @@ def require_alike(arm: str, records: list[RunRecord]) -> None:
     require(not names, "arm", arm, f"its runs differ in {', '.join(names)} and have no mean")
 
 
-def require_seeds_once(runs: pd.DataFrame, name: str, field: str = "arm") -> None:
+def require_seeds_once(runs: Mapping[str, Iterable[int]], name: str, field: str = "arm") -> None:
     """Raise ``ValueError`` if ``runs``, those of ``name``, have two of one seed: they are not of one spec."""
-    twice = ", ".join(map(str, runs["seed"][runs["seed"].duplicated()]))
+    twice = ", ".join(str(seed) for seed, count in Counter(runs["seed"]).items() if count > 1)
     require(not twice, field, name, f"has several runs of seed {twice}, which have no mean")
 
 
@@ -115,8 +111,8 @@ def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
     row = {"arm": arm, "label": label}
     for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
         row[name] = getattr(record, name)
-    tokens = record.curves["tokens"][-1] if record.curves.get("tokens") else math.nan
-    row["tflops"] = tokens * record.flops_per_token / 1e12 if record.flops_per_token else math.nan
+    tokens, flops = record.tokens, record.flops_per_token
+    row["tflops"] = tokens * flops / 1e12 if tokens and flops else math.nan
     return row
 
 
@@ -148,9 +144,9 @@ def interval(values: list[float]) -> tuple[float, float]:
     n = len(values)
     if n == 0:
         return math.nan, math.nan
-    series = pd.Series(values, dtype=float)
-    half = stats.t.ppf(0.975, n - 1) * series.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return float(series.mean()), float(half)
+    numbers = np.array(values, dtype=float)
+    half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(numbers.mean()), float(half)
 
 
 def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
@@ -164,17 +160,21 @@ def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: If an arm has two runs of one seed.
     """
-    rows = []
-    for arm, group in runs.groupby("arm", sort=False):
-        require_seeds_once(group, arm)
-        finished = group[group["status"] == "finished"]
-        mean, half = interval(finished["final_val_loss"].tolist())
-        best, cost = finished["best_val_loss"].min(), group["tflops"].mean()
-        lost = len(group) - len(finished)
-        rows.append((arm, len(finished), mean, half, best, lost, cost))
-    columns = ["arm", "n", "final_val_loss", "half_width", "best_val_loss", "not_finished", "tflops"]
-    kinds = dict.fromkeys(["final_val_loss", "half_width", "best_val_loss", "tflops"], float)
-    return pd.DataFrame(rows, columns=columns).astype(kinds)
+    groups = runs.groupby("arm", sort=False)
+    rows = [{"arm": arm, **arm_numbers(arm, own.to_dict("records"))} for arm, own in groups]
+    kinds = {name: float for name, (_, digits) in HEADINGS.items() if digits}
+    return pd.DataFrame(rows, columns=["arm", "n", *HEADINGS]).astype(kinds)
+
+
+def arm_numbers(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what `arm_frame` says of ``arm``, from the rows of its runs."""
+    require_seeds_once({"seed": [row["seed"] for row in rows]}, arm)
+    finished = [row for row in rows if row["status"] == "finished"]
+    mean, half = interval([row["final_val_loss"] for row in finished])
+    best = min((row["best_val_loss"] for row in finished), default=math.nan)
+    cost, _ = interval([row["tflops"] for row in rows if not math.isnan(row["tflops"])])
+    numbers = (mean, half, best, len(rows) - len(finished), cost)
+    return {"n": len(finished), **dict(zip(HEADINGS, numbers, strict=True))}
 
 
 HEADINGS = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.corpus.ngrams import floors, witten_bell
+from localgpt_core.corpus.ngrams import _distinct, floors, witten_bell
 
 
 def reference(train, context, character, vocab_size, order):
@@ -51,6 +51,14 @@ def test_a_deterministic_text_costs_less_with_every_order():
     nats = list(floors(corpus, 4).values())
     assert nats == sorted(nats, reverse=True)
     assert nats[-1] < 0.01 < 0.5 < nats[1]
+
+
+@given(st.lists(st.integers(0, 9) | st.integers(0, 400), max_size=30))
+def test_keys_are_numbered_as_by_sorting(keys):
+    """With a key above eight times their number they are sorted, else marked."""
+    keys = np.array(keys, dtype=np.int64)
+    for found, expected in zip(_distinct(keys), np.unique(keys, return_inverse=True), strict=True):
+        assert found.tolist() == expected.tolist() and found.dtype == expected.dtype
 
 
 small_texts = st.integers(2, 4).flatmap(
