@@ -103,7 +103,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives to operations on the device of ``x``; None where it is off."""
     kind = x.device.type
-    # The first question is for the meta device, where nothing is compiled; before torch 2.13 it breaks a graph.
+    # The latter is for the meta device, which nothing is compiled for; torch 2.11 breaks a graph at it.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
