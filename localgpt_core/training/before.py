@@ -16,10 +16,11 @@ from localgpt_core.training.step import precision
 
 __all__ = ["check_compiled", "check_corpus"]
 
-# How far a compiled gradient may be off, relative to its size: it is rounded at other places, and a token or
-# two of many may get another code. A derivative that is lost, or another one, is off by its size.
-MOST_OFF = {"float64": 1e-6, "float32": 0.03, "bfloat16": 0.3}
-SMALL = 1e-3  # of the whole gradient: what is far below is rounding
+# How far a compiled gradient may be off, relative to its size: it is rounded at other places. A derivative
+# that is lost, or another one, is off by about its size. Half precision also chooses other winners or codes.
+MOST_OFF = {"float64": 1e-6, "float32": 0.03, "bfloat16": 0.1}
+MOST_OFF_BY_CHOICE = 0.7
+SMALL = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-3}  # of the whole gradient: below it is rounding
 
 
 def check_corpus(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> None:
@@ -66,12 +67,15 @@ def check_compiled(
     """
     with evaluation_mode(model) if model.config.dropout else nullcontext():
         exact, found = (_gradients(model, forward, config, idx, targets) for forward in (model, stepped))
+    most = MOST_OFF[config.precision]
+    if config.precision == "bfloat16" and (model.config.mlp_topk or model.config.narrows_stream):
+        most = MOST_OFF_BY_CHOICE
     size = sum(gradient.square().sum() for gradient in exact.values()).sqrt()
     for name, gradient in exact.items():
-        off = (found[name] - gradient).norm() / (gradient.norm() + SMALL * size)
-        allowed = f"gives {name} a gradient that is off by {off:.2g} of its size, and may be by "
-        allowed += f"{MOST_OFF[config.precision]}: run without it, or with another version of torch"
-        require(bool(off <= MOST_OFF[config.precision]), "compile", True, allowed)
+        off = (found[name] - gradient).norm() / (gradient.norm() + SMALL[config.precision] * size)
+        allowed = f"gives {name} a gradient that is off by {off:.2g} of its size, and may be by {most}: "
+        allowed += "run without it, or with another version of torch"
+        require(bool(off <= most), "compile", True, allowed)
 
 
 def _gradients(

@@ -349,15 +349,12 @@ every_option = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("anchored", [False, True], ids=["rule", "anchors"])
 @every_option
-def test_a_step_is_made_on_the_device_of_the_model_alone(options, anchored, monkeypatch):
+def test_a_step_is_made_on_the_device_of_the_model_alone(options, monkeypatch):
     optimizers = import_module("torch.optim.optimizer")
     monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
     config = LocalGPTConfig(**{**SIZES, **options, "dropout": 0.1})
-    if anchored and config.is_exact:
-        pytest.skip("every step is one of backpropagation")
-    train = TrainConfig(steps=4, batch_size=3, anchor_interval=int(anchored))
+    train = TrainConfig(steps=4, batch_size=3, anchor_interval=0 if config.is_exact else 2)
     model = model_without_numbers(config, train)
     optimizer = build_optimizer(model, train)
     idx, targets = (ids.to("meta") for ids in make_batch(rows=3))
@@ -368,7 +365,7 @@ def test_a_step_is_made_on_the_device_of_the_model_alone(options, anchored, monk
     assert all(parameter.grad.is_meta for parameter in model.parameters() if parameter.requires_grad)
 
 
-@every_option
+@pytest.mark.parametrize("options", RULE_CASES.values(), ids=RULE_CASES)
 def test_a_run_waits_for_its_device_where_a_point_of_the_curve_is_due(options, monkeypatch):
     drawn, draw = [], batches._starts
     monkeypatch.setattr(batches, "AHEAD", 4)
