@@ -236,8 +236,7 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
         times.append(1000 * mine)
     low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
     memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
-    own = statistics.median(times)
-    return Row(variant.name, own, median, low, high, memory, flops, ours.update())
+    return Row(variant.name, statistics.median(times), median, low, high, memory, flops, ours.update())
 
 
 def _short(values: dict[str, Any]) -> dict[str, Any]:
