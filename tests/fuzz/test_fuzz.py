@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from toys import TOY_SIZES, TOY_SUITE, toy_record, toy_spec, toy_text
 
+from localgpt_core.bench import rows
 from localgpt_core.cli import commands
 from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus import corpus
-from localgpt_core.experiments import rows
 from localgpt_core.records import RunRecord
 
 TIMES = int(os.environ.get("LOCALGPT_FUZZ", "1"))

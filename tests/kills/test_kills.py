@@ -95,7 +95,8 @@ class Killed:
             if victim == "group":
                 os.killpg(process.pid, how)
             elif victim == "child":
-                self.source.choice(below or [process]).send_signal(how)
+                # Ctrl-C never reaches a child: it has a session of its own.
+                self.source.choice(below or [process]).send_signal(max(how, signal.SIGKILL))
             else:
                 process.send_signal(how)
             self.kills += 1
@@ -114,8 +115,10 @@ class Killed:
         assert whole.items() <= self.kept.items() and self.kept.keys() <= found.keys()
         self.kept = found
         said = (self.folder / "said").read_text()
-        # Ctrl-C within Python's own start, before the first line of the package, is Python's to report.
-        said = re.sub(r"Fatal Python error: init_import_site(.|\n)*?\nKeyboardInterrupt\n", "", said)
+        # Ctrl-C while Python starts and finds the package, before its first line, is Python's to report.
+        finding = r"Traceback .*\n.*_run_module_as_main\n.*_get_module_details\n"
+        starts = rf"Fatal Python error: init_import_site|{finding}"
+        said = re.sub(rf"({starts})(.|\n)*?\nKeyboardInterrupt\n", "", said)
         assert "Traceback" not in said and "refused" not in said, said
         made = re.findall(r"\[(\w+)\]: finished", said)
         assert len({*made}) == len(made), said
