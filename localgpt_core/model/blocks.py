@@ -136,7 +136,7 @@ class SoftmaxAttention(Attention):
         scores = scored(q, k, q.new_zeros(future.shape).masked_fill(future, -torch.inf))
         if self.fused is not None:
             # A copy as of the others, where these are copied: a view of all three would keep all three.
-            return self.fused(scores, v.flatten(0, 1).view(v.shape))
+            return self.fused(scores, v.flatten(0, -3).view(v.shape))
         return self.mixed(torch.softmax(scores, dim=-1), v)
 
 
@@ -160,10 +160,10 @@ class SigmoidAttention(Attention):
 
 
 def scored(q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
-    """Return the scores q k^T / sqrt(D) + shift, (B, H, T, S); ``shift`` is (T, S)."""
-    q_NTD, k_NSD = q.flatten(0, 1), k.flatten(0, 1)
+    """Return the scores q k^T / sqrt(D) + shift, (..., T, S); ``shift`` is (T, S)."""
+    q_NTD, k_NSD = q.flatten(0, -3), k.flatten(0, -3)
     scores = torch.baddbmm(shift, q_NTD, k_NSD.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-    return scores.view(*q.shape[:2], *shift.shape)
+    return scores.view(*q.shape[:-2], *shift.shape)
 
 
 ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}
