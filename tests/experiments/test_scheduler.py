@@ -611,6 +611,22 @@ def test_a_lock_of_somebody_who_may_not_write_the_records_is_in_the_new_folder(t
             assert not again
 
 
+def test_what_killed_processes_leave_of_recorded_runs_is_removed(make):
+    run = make(steps=2)
+    assert run.all(1, lambda text: None)
+    first, second = planned(run)
+    for folder in (run.out, run.records):
+        (folder / ".unfinished").mkdir()
+        (folder / ".unfinished" / f"{first}.lock").touch()
+    (run.out / ".unfinished" / f"{second}.safetensors").touch()
+    with run.claim(planned(run)[second]):
+        assert run.all(1, lambda text: None)
+        assert unfinished(run) == [second]  # somebody else's
+        assert not (run.records / ".unfinished" / f"{first}.lock").exists()
+    assert run.all(1, lambda text: None)
+    assert not (run.records / ".unfinished").exists() and not (run.out / ".unfinished").exists()
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_two_suites_at_once_make_each_run_once(make, start, jobs):
     run = make(steps=40, seeds="[1, 2, 3]")
