@@ -24,7 +24,7 @@ from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES, RuleOptions
-from localgpt_core.training.step import build_model, build_optimizer, training_step
+from localgpt_core.training.step import build_model, build_optimizer, compiled, training_step
 
 __all__ = ["measure", "with_torch_attention"]
 
@@ -141,7 +141,7 @@ class _Stepper:
         shape = (config.batch_size, model_config.block_size)
         source = torch.Generator("cpu").manual_seed(0)
         self.idx = torch.randint(model_config.vocab_size, shape, generator=source, device="cpu").to(device)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward = compiled(self.model) if config.compile else self.model
         for _ in range(WARM_UP_STEPS):
             self.step()
 
@@ -199,6 +199,7 @@ def measure(
 def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
     model, config = preset(preset_name, variant.model, variant.train)
     reference_model, reference_config = preset(preset_name, variant.against)
+    torch.compiler.reset()
     ours = _Stepper(model, config, device, variant.change)
     reference = _Stepper(reference_model, reference_config, device, variant.change_reference)
     order = random.Random(0)

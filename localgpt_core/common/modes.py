@@ -39,7 +39,8 @@ def recorded(module: nn.Module, field: str, value: object) -> bool:
     Raises:
         ValueError: In training mode, naming ``field`` and ``value``.
     """
-    records = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    # Not is_exporting(), which before torch 2.13 says so of torch.compile too.
+    records = torch.jit.is_tracing() or torch.compiler._is_exporting_flag
     allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
     require(not (records and module.training), field, value, allowed)
     return records
@@ -102,8 +103,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives to operations on the device of ``x``; None where it is off."""
     kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else None
+    # The latter is for the meta device, which nothing is compiled for; torch 2.11 breaks a graph at it.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
 
 
 def wide(x: Tensor) -> Tensor:

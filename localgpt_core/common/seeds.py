@@ -22,8 +22,12 @@ def seed_from(*key: int | str) -> int:
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh ``torch.Generator`` on ``device``, seeded by ``seed_from(*key)``."""
-    return torch.Generator(device=device).manual_seed(seed_from(*key))
+    """Return a fresh ``torch.Generator`` on ``device``, seeded by ``seed_from(*key)``.
+
+    The meta device, where nothing is drawn, takes that of the CPU.
+    """
+    kind = torch.device(device)
+    return torch.Generator("cpu" if kind.type == "meta" else kind).manual_seed(seed_from(*key))
 
 
 def normal_like(like: Tensor, source: torch.Generator, std: float = 1.0) -> Tensor:

@@ -1,16 +1,23 @@
-"""Batches of a split, as pure functions: the training batch of a step, and the whole split in fixed order."""
+"""Batches of a split, as pure functions: the training batch of a step, and the whole split in fixed order.
+
+A run keeps its text where its model is (`resident`) and gathers its batches there (`Batches`). All that is
+brought there are the places of the batches to come, every few hundred steps.
+"""
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from localgpt_core.common.validation import require, require_integer
 
-__all__ = ["batch", "windows"]
+__all__ = ["Batches", "batch", "resident", "windows"]
+
+AHEAD = 256  # steps whose places in the text are drawn at one time
 
 
 def batch(
     ids: np.ndarray, *, batch_size: int, block_size: int, seed: int, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Return the training batch of ``step``: windows drawn uniformly, with replacement.
 
     With s_1 ... s_B drawn from 0 ... n - T - 1, x[b, t] = ids[s_b + t] and y[b, t] = ids[s_b + t + 1]. The
@@ -32,20 +39,55 @@ def batch(
         ValueError: block_size + 1 > n, or an argument out of range.
 
     """
-    _check_block_size(ids, block_size)
-    require_integer("batch_size", batch_size, 1)
-    require_integer("seed", seed, 0, 2**64 - 1)
+    _check_sizes(ids, batch_size, block_size, seed)
     require_integer("step", step, 0, 2**64 - 1)
-    # random_raw and not integers: numpy promises the same raw stream for ever, the methods on top may change.
-    raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch_size)
-    starts = (raw % np.uint64(len(ids) - block_size)).astype(np.int64)
+    starts = _starts(len(ids) - block_size, batch_size, seed, step)
     drawn = torch.from_numpy(ids[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
     return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
 
-def windows(
-    ids: np.ndarray, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+class Batches:
+    """All training batches of a split on ``device``: ``batches(step)`` is `batch` of that step, bit for bit.
+
+    Raises:
+        ValueError: block_size + 1 > n, or an argument out of range.
+
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        *,
+        batch_size: int,
+        block_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_sizes(ids, batch_size, block_size, seed)
+        text = resident(ids, device)
+        # Views: row s of the first is the text from s on, of the second from s + 1 on, T characters each.
+        self._x, self._y = (part.unfold(0, block_size, 1) for part in (text[:-1], text[1:]))
+        self._sizes = (len(self._x), batch_size, seed)
+        self._round = -1
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return x and y of ``step``, int64, shape (B, T)."""
+        round_, place = divmod(step, AHEAD)
+        if round_ != self._round:
+            steps = range(round_ * AHEAD, (round_ + 1) * AHEAD)
+            starts = np.stack([_starts(*self._sizes, step) for step in steps])
+            self._starts, self._round = torch.from_numpy(starts).to(self._x.device), round_
+        starts = self._starts[place]
+        return self._x[starts].long(), self._y[starts].long()
+
+
+def resident(ids: np.ndarray, device: torch.device | str) -> Tensor:
+    """Return a copy of ``ids``, shape (n,), on ``device``, as uint8 if it is that already, else as int32."""
+    kind = np.uint8 if ids.dtype == np.uint8 else np.int32
+    return torch.from_numpy(ids.astype(kind)).to(device)
+
+
+def windows(ids: np.ndarray | Tensor, block_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return all of ``ids`` in order, cut into windows that do not overlap, for an exact evaluation.
 
     Every integer but the first is a target exactly once: in ``y``, or in ``y_rest``, the r = (n - 1) mod T
@@ -56,14 +98,15 @@ def windows(
         block_size: T, characters per window.
 
     Returns:
-        x, y of shape ((n - 1) // T, T) and x_rest, y_rest of shape (1, r), int64; r may be 0.
+        x, y of shape ((n - 1) // T, T) and x_rest, y_rest of shape (1, r), int64; r may be 0. They are where
+        ``ids`` is, on the CPU for an array.
 
     Raises:
         ValueError: block_size + 1 > n, or block_size < 1.
 
     """
     _check_block_size(ids, block_size)
-    whole = torch.from_numpy(np.asarray(ids).astype(np.int64))
+    whole = ids.long() if isinstance(ids, Tensor) else torch.from_numpy(np.asarray(ids).astype(np.int64))
     x, y = whole[:-1], whole[1:]
     full = len(x) // block_size * block_size
     return (
@@ -74,7 +117,20 @@ def windows(
     )
 
 
-def _check_block_size(ids: np.ndarray, block_size: int) -> None:
+def _starts(places: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Return where the windows of ``step`` begin, each at one of ``places``."""
+    # random_raw and not integers: numpy promises the same raw stream for ever, the methods on top may change.
+    raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch_size)
+    return (raw % np.uint64(places)).astype(np.int64)
+
+
+def _check_sizes(ids: np.ndarray, batch_size: int, block_size: int, seed: int) -> None:
+    _check_block_size(ids, block_size)
+    require_integer("batch_size", batch_size, 1)
+    require_integer("seed", seed, 0, 2**64 - 1)
+
+
+def _check_block_size(ids: np.ndarray | Tensor, block_size: int) -> None:
     require_integer("block_size", block_size, 1)
     require(
         block_size + 1 <= len(ids),

@@ -98,13 +98,17 @@ def mirror(places: Iterable[HoldsFeedback]) -> None:
 
 def _notice_lost(places: Iterable[HoldsFeedback]) -> None:
     """Warn of feedback that stayed behind in the first step of its tensor: no optimiser holds it."""
+    stepped = [place for place in places if place.before_step is not None]
+    if not stepped:
+        return
+    moved = [(a != b).any() for p in stepped for a, b in zip(p.before_step, _sample(p), strict=True)]
+    # Together, so that the device is waited for once.
+    moved = iter(torch.stack([flag.to(moved[0].device) for flag in moved]).tolist())
     lost = []
-    for place in places:
-        before, place.before_step = place.before_step, None
-        if before is not None:
-            weight, feedback = (not torch.equal(*pair) for pair in zip(before, _sample(place), strict=True))
-            lost += [repr(place.place)] if weight and not feedback else []
-            place.seen_moving = _identity(place) if weight else None
+    for place, weight, feedback in zip(stepped, moved, moved, strict=True):
+        place.before_step = None
+        place.seen_moving = _identity(place) if weight else None
+        lost += [repr(place.place)] if weight and not feedback else []
     if lost:
         warnings.warn(f"layer {', '.join(lost)}: {LOST}", stacklevel=4)
 

@@ -20,6 +20,8 @@ UNSEEDED = 67280421310721
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
+# What numpy does is an operator of its own each, opaque to torch.compile; on other devices there are none.
+
 
 def _numpy(x: Tensor) -> np.ndarray:
     """Return x as an array of a type that numpy has vectorised code for."""
@@ -27,19 +29,20 @@ def _numpy(x: Tensor) -> np.ndarray:
 
 
 @torch.library.custom_op("localgpt::largest", mutates_args=())
-def largest(scores: Tensor) -> Tensor:
-    """Return the index of the largest entry of ``scores`` in the last dimension, the first one of equals.
-
-    An operator of its own because on the CPU numpy finds it twelve times as fast as ``torch.argmax``.
-    """
-    if scores.device.type != "cpu" or scores.numel() == 0:
-        return scores.argmax(dim=-1)
+def _largest_on_the_cpu(scores: Tensor) -> Tensor:
     return torch.from_numpy(_numpy(scores).argmax(axis=-1, keepdims=True)).squeeze(-1)
 
 
-@largest.register_fake
-def _(scores: Tensor) -> Tensor:
-    return scores.new_empty(scores.shape[:-1], dtype=torch.long)
+_largest_on_the_cpu.register_fake(lambda scores: scores.new_empty(scores.shape[:-1], dtype=torch.long))
+
+
+def largest(scores: Tensor) -> Tensor:
+    """Return the index of the largest entry of ``scores`` in the last dimension, the first one of equals.
+
+    On the CPU numpy finds it twelve times as fast as ``torch.argmax``.
+    """
+    on_cpu = scores.device.type == "cpu" and scores.numel() > 0
+    return _largest_on_the_cpu(scores) if on_cpu else scores.argmax(dim=-1)
 
 
 def _winners_by_topk(magnitude: Tensor, k: int) -> Tensor:
@@ -48,14 +51,7 @@ def _winners_by_topk(magnitude: Tensor, k: int) -> Tensor:
 
 
 @torch.library.custom_op("localgpt::winners", mutates_args=())
-def winners(magnitude: Tensor, k: int) -> Tensor:
-    """Return a mask that is True at exactly k entries of largest ``magnitude`` in the last dimension.
-
-    An operator of its own, opaque to torch.compile, because on the CPU numpy's vectorised sort is eight times
-    as fast as ``torch.topk``. Rows where the k-th place is tied (or not a number) go through topk.
-    """
-    if magnitude.device.type != "cpu" or magnitude.numel() == 0:
-        return _winners_by_topk(magnitude, k)
+def _winners_on_the_cpu(magnitude: Tensor, k: int) -> Tensor:
     n = magnitude.shape[-1]
     rows = _numpy(magnitude).reshape(-1, n)
     mask = np.greater_equal(rows, np.sort(rows, axis=-1)[:, n - k, None], order="C")
@@ -65,32 +61,39 @@ def winners(magnitude: Tensor, k: int) -> Tensor:
     return torch.from_numpy(mask).view(magnitude.shape)
 
 
-@winners.register_fake
-def _(magnitude: Tensor, k: int) -> Tensor:
-    return magnitude.new_empty(magnitude.shape, dtype=torch.bool)  # contiguous, like the kernel's
+# Contiguous, like the kernel's.
+_winners_on_the_cpu.register_fake(lambda magnitude, k: magnitude.new_empty(magnitude.shape, dtype=torch.bool))
+
+
+def winners(magnitude: Tensor, k: int) -> Tensor:
+    """Return a mask that is True at exactly k entries of largest ``magnitude`` in the last dimension.
+
+    On the CPU numpy's vectorised sort is eight times as fast as ``torch.topk``. Rows where the k-th place is
+    tied (or not a number) go through topk.
+    """
+    on_cpu = magnitude.device.type == "cpu" and magnitude.numel() > 0
+    return _winners_on_the_cpu(magnitude, k) if on_cpu else _winners_by_topk(magnitude, k)
 
 
 @torch.library.custom_op("localgpt::keep", mutates_args=())
+def _keep_on_the_cpu(x: Tensor, mask: Tensor) -> Tensor:
+    bits = x.view(INTEGERS[x.element_size()])
+    return torch.from_numpy(np.multiply(bits.numpy(), mask.numpy(), order="C")).view(x.dtype)
+
+
+_keep_on_the_cpu.register_fake(lambda x, mask: x.new_empty(x.shape))
+_keep_on_the_cpu.register_autograd(
+    lambda ctx, grad_output: (keep(grad_output, *ctx.saved_tensors), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
+
+
 def keep(x: Tensor, mask: Tensor) -> Tensor:
     """Return x where ``mask`` is True and zero elsewhere, also where x is not finite.
 
     On the CPU numpy multiplies the bits of x, as integers, by the mask: seven times as fast as torch.where.
     """
-    if x.device.type != "cpu":
-        return torch.where(mask, x, 0.0).contiguous()
-    bits = x.view(INTEGERS[x.element_size()])
-    return torch.from_numpy(np.multiply(bits.numpy(), mask.numpy(), order="C")).view(x.dtype)
-
-
-@keep.register_fake
-def _(x: Tensor, mask: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-keep.register_autograd(
-    lambda ctx, grad_output: (keep(grad_output, *ctx.saved_tensors), None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
-)
+    return _keep_on_the_cpu(x, mask) if x.device.type == "cpu" else torch.where(mask, x, 0.0).contiguous()
 
 
 class HardTopK(LocalFunction):
@@ -156,7 +159,8 @@ class _NearestDirection(LocalFunction):
     @staticmethod
     def forward(ctx, h: Tensor, codebook: Tensor) -> Tensor:
         codes, x = nearest_codes(h, codebook), wide(h)
-        return (codebook[codes].to(x.dtype) * x.norm(dim=-1, keepdim=True)).to(h.dtype)
+        y = codebook[codes].to(x.dtype) * x.norm(dim=-1, keepdim=True)
+        return y if y.dtype == h.dtype else y.to(h.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:

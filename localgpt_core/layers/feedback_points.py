@@ -29,19 +29,22 @@ __all__ = ["FeedbackPoint"]
 
 
 class _FeedbackPointFunction(LocalFunction):
-    """``apply(x, entry, buffer, rule, tap_features, place) -> (x, tap)``; the tap's error enters at entry."""
+    """``apply(x, entry, buffer, rule, tap_features, place) -> (x, tap)``; the tap's error enters at entry.
+
+    Without an entry it enters at x. One tensor given as both would break the graph of torch.compile.
+    """
 
     @staticmethod
     def forward(
         ctx,
         x: Tensor,
-        entry: Tensor,
+        entry: Tensor | None,
         buffer: Tensor,
         rule: LearningRule,
         tap_features: int,
         place: int | str,
     ) -> tuple[Tensor, Tensor]:
-        ctx.rule, ctx.place = rule, place
+        ctx.rule, ctx.place, ctx.at_x = rule, place, entry is None
         ctx.save_for_backward(buffer)
         ctx.set_materialize_grads(False)
         return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
@@ -52,7 +55,7 @@ class _FeedbackPointFunction(LocalFunction):
             raise missing_error(ctx.place)
         (buffer,) = ctx.saved_tensors
         grad_entry = ctx.rule.signal(tap_error) @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
-        return None, grad_entry, None, None, None, None
+        return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), None, None, None, None
 
 
 class FeedbackPoint(HoldsFeedback, nn.Module):
@@ -91,7 +94,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
         if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return x
-        entry = normalised(x) if self.norm else x
+        entry = normalised(x) if self.norm else None
         y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)
         taps.append(tap)
         return y

@@ -105,7 +105,8 @@ class _NormaliseFunction(LocalFunction):
         grad = None
         if grad_output is not None:
             grad = normalise_backward(grad_output, z, inverse_sigma, center=ctx.mode != "scale")
-        if grad_inverse_sigma is not None:  # in a second derivative only
+        # In a second derivative only. To the compiler, which refuses one itself, no gradient is ever None.
+        if grad_inverse_sigma is not None and not torch.compiler.is_compiling():
             if z is None:
                 where = f"_NormaliseFunction (LayerNormProjectedSurrogate, mode={ctx.mode!r})"
                 raise RuntimeError(f"{where} has no second derivative; {INSTEAD}")

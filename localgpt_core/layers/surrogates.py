@@ -44,6 +44,9 @@ __all__ = [
     "SurrogateSigmoid",
 ]
 
+# Where a step function for GELU's derivative is cut, and its levels between the cuts, by mode.
+STEPS = {"relu": ((0.0,), (0.0, 1.0)), "steps": ((-0.449, 0.0, 0.449), (0.0, 0.33, 0.67, 1.0))}
+
 
 class StraightThrough(LocalFunction):
     """``apply(x, y)``: the value y in the forward pass, the identity towards x in the backward pass.
@@ -93,12 +96,12 @@ class GELUSTE(LocalFunction):
 class GELUStepSurrogate(LocalFunction):
     """``apply(x, mode)``: the exact GELU with a step function of x as its derivative; see the module."""
 
-    STEPS = {"relu": ((0.0,), (0.0, 1.0)), "steps": ((-0.449, 0.0, 0.449), (0.0, 0.33, 0.67, 1.0))}
+    STEPS = STEPS
 
     @staticmethod
     def forward(ctx, x: Tensor, mode: str) -> Tensor:
         """Return GELU(x), elementwise."""
-        cuts, ctx.levels = GELUStepSurrogate.STEPS[mode]
+        cuts, ctx.levels = STEPS[mode]
         # Which step an input is on takes a byte here and two bits in principle, not the input itself.
         # A cut is not on the grid of half precision: compared there, it would be another one.
         precise = wide(x)
@@ -109,7 +112,8 @@ class GELUStepSurrogate(LocalFunction):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
         """Return ``grad_output`` times the level of the step that each input is on."""
         (step,) = ctx.saved_tensors
-        levels = torch.tensor(ctx.levels, dtype=grad_output.dtype, device=grad_output.device)
+        # Filled where it is used: a table that came from the host would make the device wait.
+        levels = torch.stack([grad_output.new_full((), level) for level in ctx.levels])
         return grad_output * levels[step.int()], None
 
 

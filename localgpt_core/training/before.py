@@ -1,15 +1,26 @@
-"""What a run needs of its text, held to before anything is computed."""
+"""What a run needs of its text and of the compiler, held to before its first step."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from localgpt_core.common.modes import evaluation_mode
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.step import precision
 
-__all__ = ["check_corpus"]
+__all__ = ["check_compiled", "check_corpus"]
+
+# How far a compiled gradient may be off, relative to its size: it is rounded at other places. A derivative
+# that is lost, or another one, is off by about its size. Half precision also chooses other winners or codes.
+MOST_OFF = {"float64": 1e-6, "float32": 0.03, "bfloat16": 0.1}
+MOST_OFF_BY_CHOICE = 0.7
+SMALL = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-3}  # of the whole gradient: below it is rounding
 
 
 def check_corpus(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> None:
@@ -45,3 +56,35 @@ def _check_codes(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> N
             return
     most = f"k-means has at most {found * streams} different vectors of corpus {corpus.name!r}"
     require(False, "vq_codes", model.vq_codes, f"{most} to fit them to")
+
+
+def check_compiled(
+    model: LocalGPT, stepped: nn.Module, config: TrainConfig, idx: Tensor, targets: Tensor
+) -> None:
+    """Raise ``ValueError`` unless ``stepped``, the compiled ``model``, gives its gradients on one batch.
+
+    Without dropout, whose masks the compiler draws in its own way. The gradients of ``model`` are gone.
+    """
+    with evaluation_mode(model) if model.config.dropout else nullcontext():
+        exact, found = (_gradients(model, forward, config, idx, targets) for forward in (model, stepped))
+    most = MOST_OFF[config.precision]
+    if config.precision == "bfloat16" and (model.config.mlp_topk or model.config.narrows_stream):
+        most = MOST_OFF_BY_CHOICE
+    size = sum(gradient.square().sum() for gradient in exact.values()).sqrt()
+    for name, gradient in exact.items():
+        off = (found[name] - gradient).norm() / (gradient.norm() + SMALL[config.precision] * size)
+        allowed = f"gives {name} a gradient that is off by {off:.2g} of its size, and may be by {most}: "
+        allowed += "run without it, or with another version of torch"
+        require(bool(off <= most), "compile", True, allowed)
+
+
+def _gradients(
+    model: LocalGPT, forward: nn.Module, config: TrainConfig, idx: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    with precision(config, idx.device):
+        loss = forward(idx, targets)[1]
+    loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained.items()}
+    model.zero_grad(set_to_none=True)
+    return gradients

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig
-from localgpt_core.corpus.batches import batch, windows
+from localgpt_core.corpus.batches import Batches, resident, windows
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.measure.cost import (
     alignment_flops,
@@ -22,11 +22,13 @@ from localgpt_core.measure.cost import (
 )
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.training.curves import Curves, add_point, curve_interval
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
+    compiled,
     evaluate,
     training_step,
 )
@@ -105,6 +107,9 @@ class RunState:
         self.diagnostics: Diagnostics = {}
         self.model = build_model(model_config, config, device)
         self.optimizer = build_optimizer(self.model, config)
+        sizes = {"batch_size": config.batch_size, "block_size": model_config.block_size, "seed": config.seed}
+        self.batches = Batches(corpus.train, **sizes, device=device)
+        self.val = resident(corpus.val, device)
         self.step = 0
         self.curves: Curves = {
             key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
@@ -114,9 +119,13 @@ class RunState:
         self.train_time_s = 0.0
         self.earlier_s = 0.0
         self.started = time.perf_counter()
-        self.stepped = torch.compile(self.model) if config.compile else self.model
         self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
-        reset_peak_memory(device)  # the count of FLOPs, on a copy, is not part of the run
+        self.stepped = self.model
+        if config.compile:
+            torch.compiler.reset()
+            self.stepped = compiled(self.model)
+            check_compiled(self.model, self.stepped, config, *self.batch(0))
+        reset_peak_memory(device)  # neither the count of FLOPs, on a copy, nor the check is part of the run
         if checkpoint is None:
             self._start()
         else:
@@ -178,7 +187,7 @@ class RunState:
 
         Where that fails after the first step, it warns: the run is worth more than what is said about it.
         """
-        text = windows(self.corpus.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS].to(self.device)
+        text = windows(self.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS]
         measured = copy.deepcopy(self.diagnostics)
         try:
             measure_into(measured, self.model, *self.batch(self.step), text, self.step)
@@ -192,14 +201,7 @@ class RunState:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of ``step``, (B, T) each, on the device."""
-        x, y = batch(
-            self.corpus.train,
-            batch_size=self.config.batch_size,
-            block_size=self.model.config.block_size,
-            seed=self.config.seed,
-            step=step,
-        )
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        return self.batches(step)
 
     def advance(self) -> float | None:
         """Take one step; return the mean training loss where a point of the curve is due."""
@@ -221,7 +223,7 @@ class RunState:
 
     def evaluate(self) -> float:
         """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.corpus.val, self.config)
+        loss = evaluate(self.model, self.val, self.config)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss

@@ -9,11 +9,13 @@ sizes and constants of the presets are nanoGPT's.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as aot_settings
 
 from localgpt_core.common.modes import evaluation_mode, exact_derivatives
 from localgpt_core.common.seeds import seed_from
@@ -25,10 +27,12 @@ from localgpt_core.model.gpt import LocalGPT
 __all__ = [
     "build_model",
     "build_optimizer",
+    "compiled",
     "evaluate",
     "is_anchor",
     "learning_rate",
     "model_without_numbers",
+    "precision",
     "trained_names",
     "training_step",
 ]
@@ -109,12 +113,29 @@ def is_anchor(step: int, config: TrainConfig) -> bool:
     return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
 
 
-def _precision(config: TrainConfig, device: torch.device) -> AbstractContextManager:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+def compiled(model: LocalGPT) -> nn.Module:
+    """Return the compiled form of ``model``: one graph, or an error.
+
+    What is compiled several times, for other models or modes, is by torch's default left as it is from the
+    ninth time on. So whoever compiles one model after another calls ``torch.compiler.reset()`` in between.
+    """
+    return torch.compile(model, fullgraph=True)
+
+
+@contextmanager
+def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Compute in the precision of ``config`` inside the ``with`` block, in which the forward pass is."""
+    with ExitStack() as stack:
+        if config.precision == "bfloat16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            if config.compile and hasattr(aot_settings, "backward_pass_autocast"):
+                # Otherwise the compiled backward pass is autocast like the forward pass, and not left alone.
+                stack.enter_context(aot_settings.patch(backward_pass_autocast="off"))
+        yield
 
 
 @torch.no_grad()
-def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> float:
+def evaluate(model: LocalGPT, ids: np.ndarray | Tensor, train_config: TrainConfig) -> float:
     """Return the mean cross-entropy of ``ids`` in nats per character, always over the same windows.
 
     The text is cut into W windows of ``block_size`` that do not overlap, and what is left; every character
@@ -127,17 +148,17 @@ def evaluate(model: LocalGPT, ids: np.ndarray, train_config: TrainConfig) -> flo
     x, y, x_rest, y_rest = windows(ids, block_size)
     asked = train_config.eval_iters * train_config.batch_size
     if 0 < asked < len(x):
-        chosen = torch.arange(asked) * len(x) // asked
+        chosen = torch.arange(asked, device=x.device) * len(x) // asked
         x, y, x_rest = x[chosen], y[chosen], x_rest[:, :0]
     rows = max(1, EVAL_TOKENS // block_size)
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
         pairs.append((x_rest, y_rest))
-    total = 0.0
-    with evaluation_mode(model), _precision(train_config, device):
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with evaluation_mode(model), precision(train_config, device):
         for inputs, targets in pairs:
-            total += model(inputs.to(device), targets.to(device))[1].item() * targets.numel()
-    return total / sum(targets.numel() for _, targets in pairs)
+            total += model(inputs.to(device), targets.to(device))[1].double() * targets.numel()
+    return total.item() / sum(targets.numel() for _, targets in pairs)
 
 
 def training_step(
@@ -157,7 +178,7 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     with exact_derivatives(model) if is_anchor(step, config) else nullcontext():
-        with _precision(config, idx.device):
+        with precision(config, idx.device):
             _, loss = model(idx, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

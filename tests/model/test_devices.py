@@ -2,12 +2,17 @@
 
 import copy
 import pickle
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from unittest.mock import patch
 
 import pytest
 import torch
-from cases import MODEL_CASES, RULE_CASES, SIZES, make_batch
+from cases import ALIGNMENT_FIELDS, MODEL_CASES, RULE_CASES, SIZES, make_batch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toys import toy_corpus, toy_model, toy_train
 
 from localgpt_core import (
     FrozenSubspace,
@@ -20,8 +25,10 @@ from localgpt_core import (
     VQResidualDir,
     describe,
 )
+from localgpt_core.corpus import batches
 from localgpt_core.layers import TopK
-from localgpt_core.training.step import build_model
+from localgpt_core.training import RunState
+from localgpt_core.training.step import build_model, build_optimizer, model_without_numbers, training_step
 
 CASES = {f"rule-{name}": options for name, options in RULE_CASES.items()} | MODEL_CASES
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -264,3 +271,122 @@ def test_the_layout_of_a_subspaces_basis_does_not_round():
     expected = subspace(h)
     subspace.Q = subspace.Q.T.contiguous().T
     assert torch.equal(subspace(h), expected)
+
+
+# ------------------------------------------------------------ a step on a device that is not the host
+
+# By these the host waits for numbers of a device, or brings numbers there, without an operation on its own.
+ASKS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
+BRINGS = {"tensor", "as_tensor", "asarray", "from_numpy"}
+WAITS = {"equal", "is_nonzero", "nonzero", "bincount", "masked_select", "_unique2", "unique_dim"}
+
+
+class Host(ExitStack):
+    """Notes in ``seen`` when the host takes part in what runs inside the block, backward passes included."""
+
+    def __init__(self, home: str | None = None) -> None:
+        super().__init__()
+        self.seen = []
+        for owner, names in ((torch.Tensor, ASKS), (torch, BRINGS)):
+            for name in names:
+                self.enter_context(patch.object(owner, name, self._noted(name, getattr(owner, name))))
+        self.enter_context(Crossings(home, self))
+
+    def _noted(self, name: str, function):
+        return lambda *args, **kwargs: self.seen.append(name) or function(*args, **kwargs)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes operations that wait, and, where ``home`` is given, those with a tensor that is not there."""
+
+    def __init__(self, home: str | None, host: Host) -> None:
+        super().__init__()
+        self.home, self.host = home, host
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result, name = op(*args, **(kwargs or {})), op.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        # Chosen by a mask, the number of entries is known on the device only.
+        masks = name in ("index", "index_put", "index_put_") and any(
+            leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1])
+        )
+        away = self.home is not None and any(tensor.device.type != self.home for tensor in tensors)
+        away &= name != "_efficientzerotensor"  # the tangent of a number: nothing is there
+        self.host.seen += [name] if name in WAITS or masks or away else []
+        return result
+
+
+class Brings(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return torch.as_tensor([1.0])
+
+
+def test_whatever_asks_the_host_is_noticed():
+    x = torch.tensor([0.0, 1.0])
+    asked = {
+        "item": lambda: x.sum().item(),
+        "__bool__": lambda: bool(x.sum() > 0),
+        "tolist": lambda: x.tolist(),
+        "equal": lambda: torch.equal(x, x),
+        "nonzero": lambda: x.nonzero(),
+        "index": lambda: x[x > 0],
+        "tensor": lambda: torch.tensor([1.0], device="meta"),
+        "as_tensor": lambda: Brings.apply(torch.ones(1, requires_grad=True)).backward(),
+    }
+    for name, ask in asked.items():
+        with Host() as host:
+            ask()
+        assert host.seen == [name]
+    with Host("meta") as host:
+        torch.empty(2, device="meta") + 1.0
+        torch.ones(2).to("meta")
+    assert host.seen == ["ones", "_to_copy"]
+
+
+ALIGNMENTS = {field: {**needed, field: value} for field, (needed, value) in ALIGNMENT_FIELDS.items()}
+every_option = pytest.mark.parametrize(
+    "options", (CASES | ALIGNMENTS).values(), ids=(CASES | ALIGNMENTS).keys()
+)
+
+
+@every_option
+def test_a_step_is_made_on_the_device_of_the_model_alone(options, monkeypatch):
+    optimizers = import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    config = LocalGPTConfig(**{**SIZES, **options, "dropout": 0.1})
+    train = TrainConfig(steps=4, batch_size=3, anchor_interval=0 if config.is_exact else 2)
+    model = model_without_numbers(config, train)
+    optimizer = build_optimizer(model, train)
+    idx, targets = (ids.to("meta") for ids in make_batch(rows=3))
+    with Host("meta") as host:
+        for step in range(3):
+            loss = training_step(model, optimizer, train, idx, targets, step)
+    assert host.seen == [] and loss.is_meta
+    assert all(parameter.grad.is_meta for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("options", RULE_CASES.values(), ids=RULE_CASES)
+def test_a_run_waits_for_its_device_where_a_point_of_the_curve_is_due(options, monkeypatch):
+    monkeypatch.setattr(batches, "AHEAD", 4)
+    model = toy_model(**{"n_layer": 2, "n_head": 3, "n_embd": 12, **options})
+    config = toy_train(steps=300, eval_interval=300)  # a point every three steps
+    run = RunState(model, config, toy_corpus(), torch.device("cpu"))
+    seen = []
+    for _ in range(6):
+        with Host() as host:
+            run.advance()
+        seen.append(host.seen)
+    # Once, after the first step, whether the feedback that takes the steps of its weight was left behind.
+    left_behind = (
+        ["tolist"] if any(place.rule.mirrors_gradient for place in run.model.feedback_places()) else []
+    )
+    places, point = ["from_numpy"], ["cpu", "tolist", "item"]
+    assert seen == [[], left_behind, point, [], places, point]
+    with Host() as host:
+        run.evaluate()
+    assert host.seen == ["item"]
