@@ -42,7 +42,7 @@ model = { method = "fa" }
 
 BROKEN = """
 [arms.broken]
-train = { batch_size = 281474976710656 }
+model = { n_embd = 1048576 }
 [arms.dfa]
 model = { method = "dfa" }
 """
