@@ -12,9 +12,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["UNFINISHED", "claim"]
+__all__ = ["UNFINISHED", "claim", "lock_of"]
 
 UNFINISHED = ".unfinished"  # hidden: no record, see `localgpt_core.records.load_records`
+
+
+def lock_of(digest: str, folder: Path) -> Path:
+    """Return the file by which a process holds others off the run ``digest`` in ``folder``."""
+    return folder / UNFINISHED / f"{digest}.lock"
 
 
 @contextmanager
@@ -25,10 +30,8 @@ def claim(digest: str, out: Path, records: Path) -> Iterator[bool]:
     such a folder that can be written to.
     """
     with ExitStack() as held:
-        yield _lock(out / UNFINISHED / f"{digest}.lock", held) and (
-            not records.is_dir()
-            or records.samefile(out)
-            or _lock(records / UNFINISHED / f"{digest}.lock", held)
+        yield _lock(lock_of(digest, out), held) and (
+            not records.is_dir() or records.samefile(out) or _lock(lock_of(digest, records), held)
         )
 
 

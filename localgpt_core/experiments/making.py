@@ -9,7 +9,7 @@ from pathlib import Path
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.claims import UNFINISHED, claim
+from localgpt_core.experiments.claims import UNFINISHED, claim, lock_of
 from localgpt_core.experiments.execution import execute
 from localgpt_core.experiments.suites import PlannedRun, Suite
 from localgpt_core.records import RunRecord, load_records
@@ -133,7 +133,7 @@ class RunMaker:
             return result.status
         record.write(self.out)
         if record.status != "failed":
-            self.forget(run.spec.digest)
+            self._drop_checkpoint(run.spec.digest)
         loss = "no final loss" if record.final_val_loss is None else f"{record.final_val_loss:.4f} nats"
         say(f"{title_of(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
         if result is not None and result.interrupted:
@@ -148,10 +148,16 @@ class RunMaker:
         return self.out / UNFINISHED / f"{digest}.safetensors"
 
     def forget(self, digest: str) -> None:
-        """Remove the checkpoint of a run that is recorded, and the folder of the last one."""
+        """Remove what a process that was killed has left of a run that is recorded now."""
+        locks = [lock_of(digest, folder) for folder in (self.out, self.records)]
+        if any(path.exists() for path in (self._checkpoint(digest), *locks)):
+            with claim(digest, self.out, self.records) as mine:
+                if mine:
+                    self._drop_checkpoint(digest)
+
+    def _drop_checkpoint(self, digest: str) -> None:
         with suppress(OSError):
             self._checkpoint(digest).unlink(missing_ok=True)
-            self._checkpoint(digest).parent.rmdir()
 
     def _goes_on_from(self, run: PlannedRun, say: Say) -> int | None:
         """Return the step of the checkpoint of ``run``, None without one; one that is of no use is named."""

@@ -55,6 +55,7 @@ class SuiteRun(RunMaker):
             except Refusal as error:
                 raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
             self.require_writable(run)
+        sweep(self.out)
         sweep(self.out / UNFINISHED)
         if not only:
             say(f"{self.suite.name}: {len(todo)} runs to make")

@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 from toys import toy_record, toy_text
 
+from localgpt_core.common import files
 from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments import making, processes, scheduler
@@ -41,7 +42,7 @@ model = { method = "fa" }
 
 BROKEN = """
 [arms.broken]
-train = { batch_size = 281474976710656 }
+model = { n_embd = 1048576 }
 [arms.dfa]
 model = { method = "dfa" }
 """
@@ -609,6 +610,31 @@ def test_a_lock_of_somebody_who_may_not_write_the_records_is_in_the_new_folder(t
         assert held
         with claim("0123", tmp_path / "out", tmp_path / "read-only") as again:
             assert not again
+
+
+def test_what_killed_processes_leave_of_recorded_runs_is_removed(make):
+    run = make(steps=2)
+    assert run.all(1, lambda text: None)
+    first, second = planned(run)
+    for folder in (run.out, run.records):
+        (folder / ".unfinished").mkdir()
+        (folder / ".unfinished" / f"{first}.lock").touch()
+    (run.out / ".unfinished" / f"{second}.safetensors").touch()
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    halves = [
+        folder / f".{'0' * 32}.{dead.stdout.strip()}@{files.HOST}.tmp"
+        for folder in (run.out, run.out / ".unfinished")
+    ]
+    for half in halves:
+        half.touch()
+    with run.claim(planned(run)[second]):
+        assert run.all(1, lambda text: None)
+        assert unfinished(run) == [second]  # somebody else's
+        assert not any(path.exists() for path in (run.records / ".unfinished" / f"{first}.lock", *halves))
+    assert run.all(1, lambda text: None)
+    assert not (run.records / ".unfinished").exists() and not (run.out / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -103,8 +103,10 @@ class Killed:
             if victim == "child":
                 return
             process.wait(PATIENCE_S)
-            gone, left = psutil.wait_procs(below, timeout=ORPHAN_S)
-            assert left == []
+            deadline = time.monotonic() + ORPHAN_S
+            while left := [child for child in below if child in self.alive()]:
+                assert time.monotonic() < deadline, left
+                time.sleep(0.05)
 
     def check(self):
         """No record is refused, gone or written again, and nobody reported an error of the program."""
