@@ -7,10 +7,16 @@
 'finished'
 """
 
+import sys
 from typing import TYPE_CHECKING
 
-from localgpt_core.common.lazy import lazy_names
-from localgpt_core.moved import find_moved_modules
+try:
+    from localgpt_core.common.lazy import lazy_names
+    from localgpt_core.moved import find_moved_modules
+except KeyboardInterrupt:
+    if sys.argv[0] in ("-m", "localgpt") or sys.argv[0].endswith(("/localgpt", "\\localgpt")):
+        sys.exit(130)  # started as a command, which ends without a word
+    raise
 
 if TYPE_CHECKING:
     from localgpt_core.config import LocalGPTConfig, TrainConfig

@@ -200,11 +200,22 @@ def test_on_resume_the_speed_is_that_of_the_new_steps(monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("start", [["-m", "localgpt_core"], [str(Path(sys.executable).parent / "localgpt")]])
+@pytest.mark.parametrize("module", ["torch", "typer", "uuid"])  # uuid: the package itself wants it
+def test_ctrl_c_while_a_command_starts_is_silent(tmp_path, module, start):
+    check_silence(tmp_path, module, [sys.executable, *start, "train"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 @pytest.mark.parametrize("module", ["torch", "numpy", "typer", "safetensors"])
 def test_ctrl_c_while_modules_are_imported_is_silent(tmp_path, module):
+    code = "from localgpt_core.cli import main; main()"
+    check_silence(tmp_path, module, [sys.executable, "-c", code, "train"])
+
+
+def check_silence(tmp_path, module, command):
     (tmp_path / f"{module}.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-c", "from localgpt_core.cli import main; main()", "train"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
     )
