@@ -24,6 +24,7 @@ __all__ = [
     "autocast_dtype",
     "evaluation_mode",
     "exact_derivatives",
+    "has_tangent",
     "in_float32",
     "in_forward_mode",
     "recorded",
@@ -44,8 +45,9 @@ def recorded(module: nn.Module, field: str, value: object) -> bool:
     """
     # Not is_exporting(), which before torch 2.13 says so of torch.compile too.
     records = torch.jit.is_tracing() or torch.compiler._is_exporting_flag
-    allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
-    require(not (records and module.training), field, value, allowed)
+    if records:
+        allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
+        require(not module.training, field, value, allowed)
     return records
 
 
@@ -75,8 +77,14 @@ def in_forward_mode(*tensors: Tensor) -> bool:
     """Return whether one of ``tensors`` carries a tangent, or a transform of torch.func is at work."""
     if torch.compiler.is_compiling():
         return False
-    transformed = torch._C._are_functorch_transforms_active()
-    return transformed or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return torch._C._are_functorch_transforms_active() or has_tangent(*tensors)
+
+
+def has_tangent(*tensors: Tensor) -> bool:
+    """Return whether one of ``tensors`` carries a forward-mode tangent."""
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
 
 
 @contextmanager
@@ -113,6 +121,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives to operations on the device of ``x``; None where it is off."""
+    if not (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()):
+        return None
     kind = x.device.type
     # The latter is for the meta device, which nothing is compiled for; torch 2.11 breaks a graph at it.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)

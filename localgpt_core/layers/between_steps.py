@@ -33,7 +33,16 @@ __all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error", "s
 
 def feedback_places(network: nn.Module) -> Iterator[HoldsFeedback]:
     """Yield every place of ``network`` that has a learning rule, in the order of its modules."""
-    return (module for module in network.modules() if isinstance(module, HoldsFeedback))
+    # What network.modules() yields, without the names of all: it is asked for in every step.
+    seen, waiting = set(), [network]
+    while waiting:
+        module = waiting.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        if isinstance(module, HoldsFeedback):
+            yield module
+        waiting += reversed(module._modules.values())
 
 
 def align(
@@ -55,7 +64,8 @@ def align(
     """
     places = list(places)
     _notice_lost(place for place in places if place.rule.mirrors_gradient)
-    following = [place for place in places if place.rule.aligns == "network" and _moves(place)]
+    aligned = [place for place in places if place.rule.aligns != "no"]
+    following = [place for place in aligned if place.rule.aligns == "network" and _moves(place)]
     if following:
         if forward is None:
             require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
@@ -63,7 +73,7 @@ def align(
         estimates = jvp_estimates(network, forward, following, *key)
         for place, jacobian in estimates.items():
             place.rule.align_to_jacobian(place.buffer, jacobian)
-    for place in places:
+    for place in aligned:
         place.align_feedback(*key, place.place)
 
 

@@ -16,12 +16,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.layers.linear import missing_error
-from localgpt_core.layers.norms import EPS, normalised
+from localgpt_core.layers.norms import EPS
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -94,7 +95,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Return ``x`` (..., C); a tap (..., V) is appended to ``taps``, for `publish_error`."""
         if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return x
-        entry = normalised(x) if self.norm else None
+        entry = functional.layer_norm(x, (self.width,), eps=EPS) if self.norm else None
         y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)
         taps.append(tap)
         return y
@@ -103,7 +104,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
         if not self.norm:
             return disturb(x)
-        sigma = x.var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt().detach()
+        sigma = x.detach().var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt()
         return disturb(x / sigma) * sigma
 
     def extra_repr(self) -> str:

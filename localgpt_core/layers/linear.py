@@ -22,11 +22,10 @@ and keeps every e @ F alive at once. A test proves the two equal.
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
-from localgpt_core.common.modes import as_autocast, recorded
+from localgpt_core.common.modes import as_autocast, has_tangent, recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
@@ -48,14 +47,14 @@ def as_rows(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def own(y: Tensor, bias: Tensor | None) -> Tensor:
-    """Return y = x W^T + b, with a bias a view, as none: that of a Function may not be changed in place."""
-    return y if bias is None else torch.ops.aten._unsafe_view(y, y.shape)
+def own(y: Tensor) -> Tensor:
+    """Return y = x W^T + b, which is a view, as none: that of a Function may not be changed in place."""
+    return torch.ops.aten._unsafe_view(y, y.shape)
 
 
-def tap_of(x: Tensor, features: int | None) -> Tensor | None:
-    """Return zeros (..., features) for x (..., in) that take no memory; None for None."""
-    return None if features is None else x.new_zeros(()).expand(*x.shape[:-1], features)
+def tap_of(x: Tensor, features: int) -> Tensor:
+    """Return zeros (..., features) for x (..., in) that take no memory."""
+    return x.new_zeros(()).expand(*x.shape[:-1], features)
 
 
 class LocalLinearFunction(TransformableFunction):
@@ -75,7 +74,8 @@ class LocalLinearFunction(TransformableFunction):
         place: int | str,
     ) -> tuple[Tensor, Tensor | None]:
         """Return y, and a tap if ``tap_features`` is given."""
-        return own(functional.linear(x, weight, bias), bias), tap_of(x, tap_features)
+        y = functional.linear(x, weight) if bias is None else own(functional.linear(x, weight, bias))
+        return y, None if tap_features is None else tap_of(x, tap_features)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:
@@ -190,7 +190,7 @@ class LocalLayer(HoldsFeedback):
                 training mode; if forward mode asks for a derivative that the rule does not have.
         """
         weight, bias = self.operand, self.bias
-        if not self.follows_rule(x, weight):
+        if self.rule.is_derivative or not self.follows_rule(x, weight):
             return self.plain(x, weight, bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
@@ -215,10 +215,10 @@ class LocalLayer(HoldsFeedback):
             return False
         if torch.compiler.is_compiling() or self.rule.is_derivative:
             return not self.rule.is_derivative
-        tangents = any(forward_ad.unpack_dual(t).tangent is not None for t in (x, *weights))
-        allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
-        require(not tangents, "method", self.rule.options.method, allowed)
-        return not tangents
+        if has_tangent(x, *weights):
+            allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
+            require(False, "method", self.rule.options.method, allowed)
+        return True
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which would have to read the rule as TorchScript."""
@@ -277,3 +277,8 @@ class LocalLinear(LocalLayer, nn.Linear):
         options = options or RuleOptions()
         self._take_rule(options, is_output, error_features)
         self._register_feedback(options)
+
+    @property
+    def operand(self) -> Tensor:
+        """The weight."""
+        return self.weight

@@ -64,9 +64,8 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if wide.numel() == 0:  # torch warns of a variance of nothing
         return wide.clone(), wide.sum(dim=-1, keepdim=True)
-    variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
-    inverse_sigma = torch.rsqrt(variance + EPS)
-    return (wide - mean) * inverse_sigma, inverse_sigma
+    z, _, inverse_sigma = torch.native_layer_norm(wide, wide.shape[-1:], None, None, EPS)
+    return z, inverse_sigma
 
 
 def normalise_backward(

@@ -48,7 +48,8 @@ class SharedInputFunction(TransformableFunction):
         """Return y, and a tap if ``tap_features`` is given."""
         m = len(rules)
         weight, bias = _below(tensors[:m]), _below(tensors[m : 2 * m])
-        return own(functional.linear(x, weight, bias), bias), tap_of(x, tap_features)
+        y = functional.linear(x, weight) if bias is None else own(functional.linear(x, weight, bias))
+        return y, None if tap_features is None else tap_of(x, tap_features)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.modes import in_forward_mode
+from localgpt_core.common.modes import MaybeExact, in_forward_mode
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.layers.feedback_points import FeedbackPoint
@@ -119,8 +119,11 @@ class Attention(nn.Module):
         return weights.to(v.dtype) @ v
 
 
-class SoftmaxAttention(Attention):
-    """Weights are the softmax of the scores over the keys."""
+class SoftmaxAttention(Attention, MaybeExact):
+    """Weights are the softmax of the scores over the keys, by torch's own attention where that will do.
+
+    It has first derivatives in reverse mode only: all of them are there with `exact_derivatives`.
+    """
 
     def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__(config, dtype)
@@ -128,9 +131,10 @@ class SoftmaxAttention(Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
         """Return the values mixed by attention; fused, without dropout of the weights."""
-        # Torch's own attention has no derivative in forward mode, and on the CPU it is the slower way.
-        if self.fused is None and q.device.type != "cpu" and not in_forward_mode(q, k, v):
-            dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
+        dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
+        # On the CPU the one that drops out is no faster, and draws other masks.
+        torchs = self.fused is None and not self.exact and (dropout == 0 or q.device.type != "cpu")
+        if torchs and not (torch.jit.is_tracing() or in_forward_mode(q, k, v)):
             mask = None if T in (1, S) else ~future
             return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=T == S)
         scores = scored(q, k, q.new_zeros(future.shape).masked_fill(future, -torch.inf))
@@ -217,7 +221,7 @@ class Block(nn.Module):
     def bottlenecks(self) -> list[nn.Module]:
         """Return what narrows the stream at the block's end, in the order of the forward pass."""
         names = ("winners", "vq") if self.constrains else ("winners", "vq", "subspace")
-        return [getattr(self, name) for name in names if hasattr(self, name)]
+        return [self._modules[name] for name in names if name in self._modules]
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the residual stream after the block, (B, T, C)."""
