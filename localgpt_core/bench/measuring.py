@@ -27,7 +27,7 @@ from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.training.step import build_model, build_optimizer, compiled, training_step
 
-__all__ = ["measure", "with_torch_attention"]
+__all__ = ["measure", "with_softmax_written_out"]
 
 WARM_UP_STEPS = 3
 
@@ -53,14 +53,10 @@ def with_plain_linears(model: LocalGPT) -> LocalGPT:
     return model
 
 
-def with_torch_attention(model: LocalGPT) -> LocalGPT:
-    """Return ``model`` with torch's ``scaled_dot_product_attention``, which has no dropout here."""
-
-    def mix(q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
+def with_softmax_written_out(model: LocalGPT) -> LocalGPT:
+    """Return ``model`` with softmax attention by products and a softmax, not by torch's one operation."""
     for block in model.blocks:
-        block.attn.mix = mix
+        block.attn.exact = True
     return model
 
 
@@ -136,8 +132,18 @@ def variants(width: int) -> list[Variant]:
         Variant("ln center_scale", {"ln_mode": "center_scale"}),
         Variant("ln projected", {"ln_mode": "projected"}),
         Variant("softmax", softmax),
-        Variant("softmax fused (against softmax)", {**softmax, "fuse_attn_local": True}, softmax),
-        Variant("torch's attention (against softmax)", softmax, softmax, change=with_torch_attention),
+        Variant(
+            "softmax fused (against softmax)",
+            {**softmax, "fuse_attn_local": True},
+            softmax,
+            change_reference=with_softmax_written_out,
+        ),
+        Variant(
+            "torch's attention (against softmax)",
+            softmax,
+            softmax,
+            change_reference=with_softmax_written_out,
+        ),
         Variant(f"mlp_topk {width}", {"mlp_topk": width}),
         Variant(f"resid_topk {width // 2}", {"resid_topk": width // 2}),
         Variant("vq 256 codes", {"vq_codes": 256}),

@@ -86,10 +86,11 @@ def mirrored(places: Iterable[HoldsFeedback]) -> Iterator[tuple[nn.Parameter, Te
     return ((place.weight, place.buffer) for place in places if _mirrors(place))
 
 
-def mirror(places: Iterable[HoldsFeedback]) -> None:
+def mirror(places: Iterable[HoldsFeedback], copy: bool = True) -> None:
     """Hand the gradient of each such weight to its feedback: after clipping, before the optimiser's step.
 
-    It is a copy, since a GradScaler, or an optimiser that writes into gradients, reaches both.
+    It is a copy, since a GradScaler, or an optimiser that writes into gradients, reaches both. Where neither
+    is there, ``copy=False`` saves the time of it.
 
     Warns:
         UserWarning: If a weight took the step after an earlier call and its feedback did not.
@@ -101,7 +102,8 @@ def mirror(places: Iterable[HoldsFeedback]) -> None:
         if gradient is None:
             place.buffer.grad = None
             continue
-        place.buffer.grad = place.oriented(gradient).clone(memory_format=torch.contiguous_format)
+        gradient = place.oriented(gradient)
+        place.buffer.grad = gradient.clone(memory_format=torch.contiguous_format) if copy else gradient
         if place.seen_moving != _identity(place) and not gradient.is_meta:
             place.before_step = _sample(place)
 

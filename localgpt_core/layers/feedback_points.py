@@ -22,7 +22,7 @@ from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import recorded
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.layers.linear import missing_error
-from localgpt_core.layers.norms import EPS
+from localgpt_core.layers.norms import EPS, normalise
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -104,8 +104,8 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
         if not self.norm:
             return disturb(x)
-        sigma = x.detach().var(dim=-1, correction=0, keepdim=True).add(EPS).sqrt()
-        return disturb(x / sigma) * sigma
+        _, inverse_sigma = normalise(x.detach())
+        return disturb(x * inverse_sigma) / inverse_sigma
 
     def extra_repr(self) -> str:
         """Return what ``print(point)`` shows: the width and the rule."""

@@ -115,6 +115,7 @@ def _joins(layer: nn.Module, first: LocalLinear) -> bool:
         and type(layer.rule).signal is LearningRule.signal
         and layer.tap_features == first.tap_features
         and layer.exact == first.exact
+        and not layer.probed
         and (layer.bias is None) == (first.bias is None)
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
     )

@@ -33,6 +33,7 @@ from torch.autograd import forward_ad
 from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide, without_autocast
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import require
+from localgpt_core.matrices.forward_mode import LeanForwardMode
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
 
@@ -81,7 +82,7 @@ def jvp_estimates(
         return forward_ad.make_dual(primal, p if tangent is None else tangent + p)
 
     with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
-        with _inputs_disturbed(places, add_noise):
+        with _inputs_disturbed(places, add_noise), LeanForwardMode():
             response = forward_ad.unpack_dual(forward()).tangent
         half = response.dtype == torch.float16  # torch's derivative of a norm alone is beyond its range
         allowed = "the derivative of the network overflows in it: use bfloat16 or float32"

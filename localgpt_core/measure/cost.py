@@ -1,6 +1,7 @@
 """What a training step costs: matrix-multiplication FLOPs, and memory."""
 
 import copy
+import math
 import resource
 import sys
 import weakref
@@ -34,6 +35,27 @@ __all__ = [
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    """Return those of scores and mixing, 2 products of (T, S) with D or of D with (T, S), from the shapes."""
+    *lead, T, D = query
+    return 2 * math.prod(lead) * T * key[-2] * (D + value[-1])
+
+
+def _attention_backward_flops(grad: torch.Size, *shapes: Any, **_: Any) -> int:
+    """Return those of the 4 products in the derivative of the two: scores made again are no more of it."""
+    return 2 * _attention_flops(*shapes[:3])
+
+
+def _counter() -> FlopCounterMode:
+    """Return a counter that knows torch's attention on the CPU too."""
+    aten = torch.ops.aten
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
     """Return the matmul FLOPs of one training step: alignment of the feedback, forward and backward pass.
 
@@ -41,7 +63,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
     ``anchor`` counts a step of backpropagation instead of one of the model's rule.
     """
     model = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         model.align_feedback("flops", idx=idx)
         with exact_derivatives(model) if anchor else nullcontext():
             model(idx, targets)[1].backward()
@@ -51,7 +73,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
 def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
     """Return the matmul FLOPs of one update of the feedback, counted on a copy: ``model`` is untouched."""
     model = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         model.align_feedback("flops", idx=idx)
     return counter.get_total_flops()
 
@@ -74,7 +96,7 @@ def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
 
 
 def _forward_flops(model: LocalGPT, idx: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _counter() as counter, torch.no_grad():
         model(idx)
     return counter.get_total_flops()
 

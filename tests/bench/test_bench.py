@@ -19,7 +19,7 @@ from localgpt_core.bench.measuring import (
     measure,
     variants,
     with_plain_linears,
-    with_torch_attention,
+    with_softmax_written_out,
 )
 from localgpt_core.bench.plain import PlainGPT
 from localgpt_core.config import preset
@@ -54,7 +54,7 @@ def test_plain_linears_compute_the_same_function_and_gradients():
 def test_torchs_attention_computes_the_same_function_and_gradients():
     config, _ = preset("tiny", {"attn_mode": "softmax"})
     results = []
-    for change in (lambda model: model, with_torch_attention):
+    for change in (lambda model: model, with_softmax_written_out):
         torch.manual_seed(0)
         model = change(LocalGPT(config))
         idx = torch.randint(config.vocab_size, (2, 7))
@@ -69,6 +69,7 @@ def test_the_fused_softmax_takes_no_more_memory_than_the_plain_one(batch):
     needed = []
     for fused in (False, True):
         model = LocalGPT(preset("cpu", {"attn_mode": "softmax", "fuse_attn_local": fused})[0])
+        model = model if fused else with_softmax_written_out(model)
         idx = torch.zeros(batch, model.config.block_size, dtype=torch.long)
         needed.append(step_bytes(model, idx, idx))
     assert needed[1] <= needed[0]
@@ -257,10 +258,13 @@ def test_a_variant_is_measured_against_its_own_reference(monkeypatch, clock):
 def test_what_a_variant_is_named_to_be_against_is_its_reference():
     for variant in variants(32):
         assert variant.against == ({"attn_mode": "softmax"} if "against softmax" in variant.name else {})
-        references = {"against torch.nn.Linear": with_plain_linears, "against a plain GPT": bench.as_plain}
+        references = {
+            "against torch.nn.Linear": with_plain_linears,
+            "against a plain GPT": bench.as_plain,
+            "against softmax": with_softmax_written_out,
+        }
         named = [change for name, change in references.items() if name in variant.name]
         assert [variant.change_reference] == (named or [None])
-        assert (variant.change is not None) == variant.name.startswith("torch's")
     arm = Arm("late", "late", {"method": "fa"}, {"freeze_body": True}, (1,), 0)
     (variant,) = bench.arms_of(SimpleNamespace(arms=[arm]))
     assert variant == Variant("late", {"method": "fa"}, train={"freeze_body": True})

@@ -341,10 +341,14 @@ def test_a_restored_state_takes_the_same_next_step(options):
 def test_a_step_multiplies_what_the_rule_declares(options):
     model, (idx, targets) = make_model(**options), make_batch()
     tokens, declared = idx.numel(), 0
+    share_a_product = [layer for block in model.blocks for layer in (block.attn.k_proj, block.attn.v_proj)]
     for place in model.feedback_places():
         # An own product with the error, in the place of backpropagation's with the weight; a point has none.
+        # Keys and values are sent the error of the output by the product that sends it to queries.
         width = place.tap_features or len(place.matrix)
-        declared += place.rule.backward_flops(tokens, width, place.feedback_like.shape[-1])
+        sends_all = type(place.rule).signal is LearningRule.signal
+        if not (place.tap_features and sends_all and place in share_a_product):
+            declared += place.rule.backward_flops(tokens, width, place.feedback_like.shape[-1])
         declared -= 0 if place.matrix is None else 2 * tokens * place.matrix.numel()
     assert step_flops(model, idx, targets) - step_flops(model, idx, targets, anchor=True) == declared
 
@@ -366,8 +370,9 @@ def test_moving_the_feedback_multiplies_what_the_rule_declares(options):
 
 @pytest.mark.parametrize("preset_name", ["cpu", "gpu"])
 @pytest.mark.parametrize("case", [case for case in CASES if case not in LAYERWISE])
-def test_an_update_from_the_network_costs_at_most_two_and_a_half_forward_passes(case, preset_name):
+def test_an_update_from_the_network_costs_at_most_one_and_a_half_forward_passes(case, preset_name):
     model_config, _ = preset(preset_name, CASES[case])
     idx = torch.zeros(2, model_config.block_size, dtype=torch.long)
-    # A pass with tangents is two forward passes on half of the sequences, and the products with the noise.
-    assert 1.0 < alignment_in_forward_passes(LocalGPT(model_config), idx) < 2.6
+    # On half of the sequences, values are a forward pass, tangents one from the first place that is disturbed,
+    # and then there are the products with the noise.
+    assert 0.9 < alignment_in_forward_passes(LocalGPT(model_config), idx) < 1.5
