@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from localgpt_core.common.modes import exact_derivatives
 from localgpt_core.matrices.kmeans import ROUNDS
@@ -23,6 +23,7 @@ __all__ = [
     "alignment_flops",
     "alignment_in_forward_passes",
     "codebook_fit_flops",
+    "flop_counter",
     "peak_memory_mib",
     "peak_step_bytes",
     "reset_peak_memory",
@@ -33,6 +34,21 @@ __all__ = [
 # Linux's account of this process, and where it is told to forget the largest resident size so far.
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
+# Torch counts attention by the kernels of a GPU only. Like theirs, the backward pass makes the scores again.
+ATTENTION_ON_THE_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *others, **more: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *others, **more: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Return a counter of the FLOPs of matrix products inside its ``with`` block, attention's included."""
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_THE_CPU)
+
 
 def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
     """Return the matmul FLOPs of one training step: alignment of the feedback, forward and backward pass.
@@ -41,7 +57,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
     ``anchor`` counts a step of backpropagation instead of one of the model's rule.
     """
     model = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model.align_feedback("flops", idx=idx)
         with exact_derivatives(model) if anchor else nullcontext():
             model(idx, targets)[1].backward()
@@ -51,7 +67,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
 def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
     """Return the matmul FLOPs of one update of the feedback, counted on a copy: ``model`` is untouched."""
     model = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model.align_feedback("flops", idx=idx)
     return counter.get_total_flops()
 
@@ -74,7 +90,7 @@ def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
 
 
 def _forward_flops(model: LocalGPT, idx: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model(idx)
     return counter.get_total_flops()
 
