@@ -72,7 +72,7 @@ _NAMES = {
     COPIES: "cat clone contiguous copy_ slice_backward stack to _to_copy",
     # No work but the call: another view of the same memory, memory that is not yet written, a question.
     LAUNCHES: """
-        alias _alias as_strided chunk detach detach_ empty empty_like empty_permuted empty_strided expand
+        alias as_strided chunk detach detach_ empty empty_like empty_permuted empty_strided expand
         expand_as flatten is_nonzero is_same_size item lift_fresh _local_scalar_dense narrow new_empty
         new_empty_strided numpy_T permute promote_types real _reshape_alias reshape resize_ resolve_conj
         resolve_neg result_type scalar_tensor select set_ slice split split_with_sizes squeeze t transpose

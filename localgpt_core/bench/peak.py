@@ -69,4 +69,4 @@ class Peaks:
         """Return the rates that were measured, for people."""
         sizes = ", ".join(map(str, SIZES[self.device.type]))
         rates = ", ".join(f"{rate:,.4g} GFLOP/s in {name}" for name, rate in self.gflops.items())
-        return f"GEMM peak: {rates} (the best of square products of {sizes})"
+        return f"GEMM peak: {rates or 'not measured'} (the best of square products of {sizes})"
