@@ -7,7 +7,6 @@ where and how the steps are: on their device, in their precision, with their thr
 
 import math
 import time
-from dataclasses import dataclass, field
 
 import torch
 
@@ -48,12 +47,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@dataclass
 class Peaks:
-    """The best rates of a device in GFLOP/s by precision, each measured when it is first asked for."""
+    """The best rates of a device in GFLOP/s by precision, each measured when it is first asked for.
 
-    device: torch.device
-    gflops: dict[str, float] = field(default_factory=dict)
+    ``gflops`` has those that were.
+    """
+
+    def __init__(self, device: torch.device, gflops: dict[str, float] | None = None) -> None:
+        self.device, self.gflops = device, dict(gflops or {})
 
     def of(self, precision: str) -> float:
         """Return the rate in ``precision``: ``"float32"``, ``"bfloat16"`` or ``"float64"``."""

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,12 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
+from toys import TOY_SUITE
 
 from localgpt_core import RULES
 from localgpt_core.bench import kinds as tables
 from localgpt_core.bench import profile as profiling
+from localgpt_core.bench import read_rows
 from localgpt_core.bench.kinds import KINDS, OPERATORS, SCOPES, STEP, spent
 from localgpt_core.bench.measuring import Stepper, Variant, as_plain
 from localgpt_core.bench.peak import Peaks
@@ -345,3 +349,27 @@ def test_an_arm_that_cannot_run_is_refused_before_anything_is_profiled(monkeypat
     monkeypatch.setattr(profiling, "_profile", lambda *args: pytest.fail("profiled"))
     with pytest.raises(ValueError, match="arm 'wide': resid_topk=999"):
         profiles("tiny", PEAKS, 1, print, [Variant("bp"), Variant("wide", {"resid_topk": 999})])
+
+
+def test_the_command_says_what_it_profiles_and_nothing_else(tmp_path):
+    (tmp_path / "suite.toml").write_text(TOY_SUITE)
+
+    def play(*arguments):
+        command = [sys.executable, "-m", "localgpt_core", "bench", "suite.toml", "--pairs", "1", *arguments]
+        return subprocess.run(
+            [*command, "--preset", "tiny"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+
+    done = play("--profile", "--trace", "traces")
+    assert done.stderr.splitlines() == ["profiling bp", "profiling frozen"]
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["ms", "per", "step", "bp", "frozen"]
+    assert re.fullmatch(r"GEMM peak: [\d,.]+ GFLOP/s in float32 .*", lines[-1])
+    assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == ["01-bp.json", "02-frozen.json"]
+    done = play("--out", "rows.json")
+    rows, measured_on = read_rows(tmp_path / "rows.json")
+    assert [*rows] == ["bp", "frozen"] and [*measured_on["gemm_gflops"]] == ["float32"]
+    for row in rows.values():
+        rate = 1e12 * row.step_gflop / row.milliseconds
+        assert rate / (1e9 * measured_on["gemm_gflops"]["float32"]) == pytest.approx(row.peak_share, rel=0.01)
+        assert f"{row.peak_share:.1%}" in done.stdout
