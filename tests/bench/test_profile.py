@@ -136,7 +136,7 @@ def test_on_a_gpu_the_time_is_that_of_the_kernels(events):
     events.add("aten::mm", 9999.0, step, kernels=[("sgemm", 3000.0), ("splitKreduce", 1000.0)])
     events.add("cudaLaunchKernel", 700.0, step)
     events.add("aten::gelu", 1.0, None, kernels=[("gelu", 500.0)])  # on autograd's own thread
-    events.add("sgemm", 0.0, device=DeviceType.CUDA, kernels=[("sgemm", 4000.0)])
+    events.add("void at::native::a_kernel<float>()", device=DeviceType.CUDA)  # what an operator launched
     kinds, unknown = taken(spent(events.all, on_device=True))
     assert kinds.pop("Python, launches") == pytest.approx(10.0 - 0.3 - 4.0 - 0.5)  # nothing runs on it
     assert kinds == pytest.approx({"feedback": 0.3, "products": 4.0, "elementwise, sums": 0.5})
@@ -228,6 +228,12 @@ def test_a_norm_of_our_own_is_a_norm_forward_and_backward(monkeypatch):
     own = counted(monkeypatch, {"ln_mode": "center_scale"}, {"aten::mul"})
     assert own["norms"] == 5 * (1 + 2) + 5 * 2
     assert {kind: count for kind, count in own.items() if kind != "norms"} == plain
+
+
+def test_a_step_is_profiled_without_compilation(monkeypatch):
+    monkeypatch.setattr("localgpt_core.bench.measuring.compiled", lambda model: pytest.fail("compiled"))
+    (one,) = profiles("tiny", PEAKS, 1, lambda text: None, [Variant("bp", train={"compile": True})])
+    assert one.kinds["products"] > 0
 
 
 def test_a_profile_leaves_no_range_behind_and_takes_the_steps_that_it_would(monkeypatch):

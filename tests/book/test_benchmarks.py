@@ -1,4 +1,4 @@
-"""What the page of all rules shows of benchmarks, with rows that are made up and with those that are there."""
+"""What the page of all rules shows of benchmarks: with rows that are made up, and with those there are."""
 
 import re
 from dataclasses import asdict, replace
