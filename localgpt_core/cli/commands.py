@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from localgpt_core.cli import plots, records, training
+from localgpt_core.cli import options, plots, records, training
 from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
@@ -141,31 +141,12 @@ def bench(
     device: Device = "cpu",
     threads: Threads = 1,
     pairs: Annotated[int, typer.Option(help="paired measurements per row; steps per profile")] = 30,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file to write the rows to as well", show_default="none")
-    ] = None,
-    profile: Annotated[
-        bool,
-        typer.Option(
-            "--profile",
-            help="show instead where the time of a step goes, without compilation: in the suite's arms, "
-            "or in a few rules and a GPT of torch's own layers",
-        ),
-    ] = False,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="with --profile: folder to write a trace of one step of each to as well, which opens in "
-            "Perfetto (ui.perfetto.dev)",
-            show_default="none",
-        ),
-    ] = None,
+    out: options.RowsFile = None,
+    profile: options.ProfileInstead = False,
+    trace: options.TraceFolder = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure step time, memory and FLOPs of every rule and option relative to backpropagation.
-
-    Also tokens per second, and at what share of the best rate of the machine's matrix products a step is.
-    """
+    """Measure step time, memory and FLOPs relative to backpropagation, tokens/s and share of GEMM peak."""
     with starting():
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler prints when it starts and stops
         from localgpt_core.bench import Peaks, measure, render, write_rows
