@@ -41,7 +41,11 @@ PLAYED: dict[str, tuple[str, str]] = {
     "localgpt figure": ("", r"ch03-curves +03-feedback-alignment, suite feedback-alignment"),
     "localgpt verify DIGEST": ("--records runs", r"agrees"),
     "localgpt sample runs/DIGEST.safetensors": ("--characters 20", r"^\n.{5}"),
-    "localgpt bench": ("suite.toml --preset tiny --pairs 1", r"frozen +\S+ +\S+"),
+    "localgpt bench": ("suite.toml --preset tiny --pairs 1", r"frozen +\S+ +\S+.*GEMM peak: \d"),
+    "localgpt bench --profile --trace FOLDER": (
+        "suite.toml --preset tiny --pairs 1",
+        r"\nproducts +\d+\.\d\d +\d+\.\d%.*\nproducts, of peak .*GEMM peak: \d",
+    ),
     "localgpt corpus": ("toy.txt", r"characters +2,003.*5-gram +\d\.\d"),
     "localgpt export FILE": ("--records runs", r"6 records: FILE"),
     "localgpt import FILE": ("--records elsewhere", r"6 new records below elsewhere"),

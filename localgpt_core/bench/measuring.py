@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bench.peak import Peaks
 from localgpt_core.bench.plain import PlainGPT
 from localgpt_core.bench.rows import Row
 from localgpt_core.common.validation import Refusal
@@ -101,22 +102,29 @@ def as_plain(model: LocalGPT) -> PlainGPT:
     return PlainGPT(model.config)
 
 
+# What is compared with the GPT that everybody writes, and what a profile shows unless a suite says otherwise.
+COMPARED = {
+    "bp softmax": {"attn_mode": "softmax"},
+    "bp": {},
+    "fa": {"method": "fa"},
+    "dfa": {"method": "dfa"},
+    "kp + grape, kaczmarz": {"method": "kp", **WAYS[" + grape, kaczmarz"]},
+    "dfa block norm + grape": {"method": "dfa", **WAYS[" block norm + grape"]},
+}
+
+
+def plain_gpt() -> Variant:
+    """Return the GPT that everybody writes."""
+    return Variant("plain GPT", change=as_plain)
+
+
 def plain_variants() -> list[Variant]:
-    """Return what is measured against the GPT that everybody writes."""
-    softmax, kaczmarz = {"attn_mode": "softmax"}, {"fa_grape": True, "fa_grape_update": "kaczmarz"}
-    network = {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True, "fa_grape": True}
-    compared = {
-        "bp softmax": softmax,
-        "bp": {},
-        "fa": {"method": "fa"},
-        "dfa": {"method": "dfa"},
-        "kp + grape, kaczmarz": {"method": "kp", **kaczmarz},
-        "dfa block norm + grape": network,
-    }
-    return [
+    """Return what is measured against the GPT that everybody writes, and that GPT."""
+    against = [
         Variant(f"{name} (against a plain GPT)", options, change_reference=as_plain)
-        for name, options in compared.items()
+        for name, options in COMPARED.items()
     ]
+    return [plain_gpt(), *against]
 
 
 def variants(width: int) -> list[Variant]:
@@ -159,7 +167,7 @@ def arms_of(suite: Suite) -> list[Variant]:
     return [Variant(arm.name, arm.model, train=arm.train) for arm in suite.arms]
 
 
-class _Stepper:
+class Stepper:
     """A model with its optimiser and one batch, ready to be stepped."""
 
     def __init__(
@@ -203,36 +211,51 @@ class _Stepper:
         return alignment_in_forward_passes(self.model, self.idx)
 
 
-def measure(
-    preset_name: str, device: torch.device, pairs: int, say: Callable[[str], None], suite: Suite | None = None
-) -> list[Row]:
-    """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
-
-    The random state of torch is kept.
+def checked(measured: list[Variant], preset_name: str) -> list[Variant]:
+    """Return ``measured`` if every variant can run.
 
     Raises:
-        ValueError: For an arm that cannot run, before anything is measured.
+        ValueError: Naming the first one that cannot.
     """
-    rows = []
-    measured = variants(preset(preset_name)[0].n_embd) if suite is None else arms_of(suite)
     for variant in measured:
         try:
             check_run(*preset(preset_name, variant.model, variant.train))
         except ValueError as error:
             raise Refusal(f"arm {variant.name!r}: {error}") from None
+    return measured
+
+
+def measure(
+    preset_name: str,
+    device: torch.device,
+    pairs: int,
+    say: Callable[[str], None],
+    suite: Suite | None = None,
+    peaks: Peaks | None = None,
+) -> list[Row]:
+    """Return the ratios of every variant, or of a suite's arms, at a preset's sizes.
+
+    ``peaks`` keeps what was measured of the device. The random state of torch is kept.
+
+    Raises:
+        ValueError: For an arm that cannot run, before anything is measured.
+    """
+    rows, peaks = [], peaks or Peaks(device)
+    measured = variants(preset(preset_name)[0].n_embd) if suite is None else arms_of(suite)
+    checked(measured, preset_name)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for variant in measured:
             say(f"measuring {variant.name}")
-            rows.append(_row(variant, preset_name, device, pairs))
+            rows.append(_row(variant, preset_name, device, pairs, peaks))
     return rows
 
 
-def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -> Row:
+def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int, peaks: Peaks) -> Row:
     model, config = preset(preset_name, variant.model, variant.train)
     reference_model, reference_config = preset(preset_name, variant.against)
     torch.compiler.reset()
-    ours = _Stepper(model, config, device, variant.change)
-    reference = _Stepper(reference_model, reference_config, device, variant.change_reference)
+    ours = Stepper(model, config, device, variant.change)
+    reference = Stepper(reference_model, reference_config, device, variant.change_reference)
     order = random.Random(0)
     ratios, times = [], []
     for _ in range(pairs):
@@ -245,6 +268,12 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int) -
         ratios.append(mine / theirs)
         times.append(1000 * mine)
     low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
-    memory, flops = ours.bytes() / reference.bytes(), ours.flops() / reference.flops()
+    memory, flops = ours.bytes() / reference.bytes(), ours.flops()
     own = statistics.median(times)
-    return Row(variant.name, own, median, low, high, memory, flops, ours.update())
+    return Row(
+        variant.name,
+        *(own, median, low, high, memory, flops / reference.flops(), ours.update()),
+        tokens_per_second=1000 * ours.idx.numel() / own,
+        step_gflop=flops / 1e9,
+        peak_share=peaks.share(flops, own / 1000, config.precision),
+    )

@@ -57,13 +57,15 @@ class PlainGPT(nn.Module):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (B, T, V) and the mean cross-entropy in nats per token."""
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, T, V) and, with targets, the mean cross-entropy in nats per token."""
         x = self.tok_emb(idx) + self.pos_emb.weight[: idx.shape[1]]
         x = functional.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.ln_f(x))
+        if targets is None:
+            return logits, None
         return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
     def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:

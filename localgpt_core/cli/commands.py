@@ -14,12 +14,12 @@ from typing import Annotated
 
 import typer
 
-from localgpt_core.cli import plots, records, training
+from localgpt_core.cli import options, plots, records, training
 from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import Refusal, printable, require_integer
+from localgpt_core.common.validation import Refusal, printable, require, require_integer
 
 MOST_PAIRS = 1_000_000
 LONGEST_SAMPLE = 1_000_000  # characters
@@ -140,27 +140,38 @@ def bench(
     preset: Preset = "cpu",
     device: Device = "cpu",
     threads: Threads = 1,
-    pairs: Annotated[int, typer.Option(help="paired measurements per row")] = 30,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file to write the rows to as well", show_default="none")
-    ] = None,
+    pairs: Annotated[int, typer.Option(help="paired measurements per row; steps per profile")] = 30,
+    out: options.RowsFile = None,
+    profile: options.ProfileInstead = False,
+    trace: options.TraceFolder = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure step time, memory and FLOPs of every rule and option relative to backpropagation."""
+    """Measure step time, memory and FLOPs relative to backpropagation, tokens/s and share of GEMM peak."""
     with starting():
-        from localgpt_core.bench import measure, render, write_rows
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or torch's profiler prints when it starts and stops
+        from localgpt_core.bench import Peaks, measure, render, write_rows
+        from localgpt_core.bench import profile as profiling
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.training.settings import RunSettings
     settings = RunSettings(device=device, threads=threads)
     require_integer("pairs", pairs, 1, MOST_PAIRS)
-    if out is not None:
-        require_writable("out", out)
-        require_absent("out", out, overwrite)
+    require(not (profile and out), "out", str(out), "is for the rows, which --profile does not measure")
+    require(profile or trace is None, "trace", str(trace), "needs --profile")
     arms = None if suite is None else read_suite(suite)
-    rows = measure(preset, settings.prepare(), pairs, say, arms)
-    if out is not None:
-        write_rows(rows, out, preset, device)
-    print(render(rows))
+    shown = profiling.profiled(arms)
+    traces = [] if trace is None else profiling.trace_files(shown, trace)
+    for field, path in [("out", out)] * (out is not None) + [("trace", path) for path in traces]:
+        require_writable(field, path)
+        require_absent(field, path, overwrite)
+    peaks = Peaks(settings.prepare())
+    if profile:
+        table = profiling.render_profiles(profiling.profiles(preset, peaks, pairs, say, shown, traces))
+    else:
+        rows = measure(preset, peaks.device, pairs, say, arms, peaks)
+        table = render(rows)
+        if out is not None:
+            write_rows(rows, out, preset, device, peaks.gflops)
+    print(table, peaks, sep="\n\n")
 
 
 for part in (training.commands, records.commands, plots.commands, others):  # the order of the help

@@ -29,8 +29,11 @@ __all__ = [
     "OtherPreset",
     "Overwrite",
     "Preset",
+    "ProfileInstead",
     "Records",
+    "RowsFile",
     "Threads",
+    "TraceFolder",
     "require_absent",
     "say",
     "text_of",
@@ -53,6 +56,19 @@ Threads = Annotated[int, typer.Option(help="number of CPU threads of each run")]
 Records = Annotated[Path, typer.Option(help="folder with all records")]
 BOOK_RECORDS = Path("book/records")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
+RowsFile = Annotated[
+    Path | None, typer.Option(help="JSON file to write the rows to as well", show_default="none")
+]
+PROFILE_HELP = (
+    "show instead where the time of a step goes, without compilation: in the suite's arms, or in a few rules "
+    "and a GPT of torch's own layers"
+)
+ProfileInstead = Annotated[bool, typer.Option("--profile", help=PROFILE_HELP)]
+TRACE_HELP = (
+    "with --profile: folder to write a trace of one step of each to as well, which opens in Perfetto "
+    "(ui.perfetto.dev)"
+)
+TraceFolder = Annotated[Path | None, typer.Option(help=TRACE_HELP, show_default="none")]
 
 
 def text_of(name: str, corpus: Corpus) -> Corpus:

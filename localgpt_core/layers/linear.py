@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
 from localgpt_core.common.modes import as_autocast, has_tangent, recorded
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import Refusal, require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -216,8 +216,11 @@ class LocalLayer(HoldsFeedback):
         if torch.compiler.is_compiling() or self.rule.is_derivative:
             return not self.rule.is_derivative
         if has_tangent(x, *weights):
-            allowed = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
-            require(False, "method", self.rule.options.method, allowed)
+            method = self.rule.options.method
+            raise Refusal(
+                f"method={method!r}: is about the backward pass and has no derivative in forward mode: see "
+                "exact_derivatives"
+            )
         return True
 
     def __prepare_scriptable__(self) -> None:

@@ -33,7 +33,7 @@ from torch.autograd import forward_ad
 from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide, without_autocast
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import require
-from localgpt_core.matrices.forward_mode import LeanForwardMode
+from localgpt_core.matrices.duals import LeanForwardMode
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
 

@@ -24,6 +24,7 @@ __all__ = [
     "alignment_flops",
     "alignment_in_forward_passes",
     "codebook_fit_flops",
+    "flop_counter",
     "peak_memory_mib",
     "peak_step_bytes",
     "reset_peak_memory",
@@ -46,8 +47,8 @@ def _attention_backward_flops(grad: torch.Size, *shapes: Any, **_: Any) -> int:
     return 2 * _attention_flops(*shapes[:3])
 
 
-def _counter() -> FlopCounterMode:
-    """Return a counter that knows torch's attention on the CPU too."""
+def flop_counter() -> FlopCounterMode:
+    """Return a counter of the FLOPs of matrix products, those of torch's attention on the CPU too."""
     aten = torch.ops.aten
     known = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
@@ -63,7 +64,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
     ``anchor`` counts a step of backpropagation instead of one of the model's rule.
     """
     model = copy.deepcopy(model)
-    with _counter() as counter:
+    with flop_counter() as counter:
         model.align_feedback("flops", idx=idx)
         with exact_derivatives(model) if anchor else nullcontext():
             model(idx, targets)[1].backward()
@@ -73,7 +74,7 @@ def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = Fal
 def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
     """Return the matmul FLOPs of one update of the feedback, counted on a copy: ``model`` is untouched."""
     model = copy.deepcopy(model)
-    with _counter() as counter:
+    with flop_counter() as counter:
         model.align_feedback("flops", idx=idx)
     return counter.get_total_flops()
 
@@ -96,7 +97,7 @@ def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
 
 
 def _forward_flops(model: LocalGPT, idx: Tensor) -> int:
-    with _counter() as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model(idx)
     return counter.get_total_flops()
 

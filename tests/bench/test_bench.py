@@ -11,7 +11,7 @@ from cases import make_batch, make_model
 from torch import nn
 
 from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
-from localgpt_core.bench import Row, read_rows, render, write_rows
+from localgpt_core.bench import Row, peak, read_rows, render, write_rows
 from localgpt_core.bench import measuring as bench
 from localgpt_core.bench import rows as kept_rows
 from localgpt_core.bench.measuring import (
@@ -26,6 +26,7 @@ from localgpt_core.config import preset
 from localgpt_core.experiments.suites import Arm, read_suite
 from localgpt_core.measure.cost import (
     alignment_in_forward_passes,
+    flop_counter,
     peak_memory_mib,
     peak_step_bytes,
     step_bytes,
@@ -77,7 +78,8 @@ def test_the_fused_softmax_takes_no_more_memory_than_the_plain_one(batch):
 
 def test_every_variant_is_measured_and_printed(monkeypatch):
     monkeypatch.setattr("localgpt_core.bench.measuring.WARM_UP_STEPS", 1)
-    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None)
+    peaks = peak.Peaks(torch.device("cpu"))
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None, peaks=peaks)
     assert [row.name for row in rows] == [variant.name for variant in variants(32)]
     by_name = {row.name: row for row in rows}
     assert by_name["bp (against torch.nn.Linear)"].flops == 1.0
@@ -89,6 +91,15 @@ def test_every_variant_is_measured_and_printed(monkeypatch):
     ratio = (2 * (24 + 7 * 2.03125 + attention) + head) / (2 * (block + attention) + head)
     assert by_name["dfa"].flops == pytest.approx(ratio, abs=0.001)
     assert by_name["vq 256 codes"].flops > 1.0
+    # Torch's attention makes the scores again in its backward pass, a seventh product beside six.
+    attended, plain = by_name["torch's attention (against softmax)"], by_name["plain GPT"]
+    assert attended.flops == pytest.approx(1 + attention / 3 / (2 * (block + attention) + head), abs=0.001)
+    assert plain.flops == pytest.approx(attended.flops, rel=1e-9)
+    assert plain.update == 0.0
+    for row in rows:
+        assert row.tokens_per_second == pytest.approx(8 * 32 / row.milliseconds * 1000)
+        rate = row.step_gflop / row.milliseconds * 1000
+        assert rate / row.peak_share == pytest.approx(peaks.gflops["float32"])
     text = render(rows)
     assert all(row.name in text for row in rows) and len(text.splitlines()) == len(rows) + 1
 
@@ -99,6 +110,7 @@ def test_every_rule_has_its_rows_and_they_keep_their_names():
     named = {name: model for name, model in named.items() if "a plain GPT" not in name}
     of_rules = {name: model for name, model in named.items() if "method" in model}
     assert {model["method"] for model in of_rules.values()} == {*RULES} - {"bp"}
+    assert named["plain GPT"] == {}
     # What a rule does not take gives no row: probes for wm, an error between the blocks for a local rule.
     assert {name for name in of_rules if name.startswith(("fa", "dfa", "wm"))} == {
         *("fa", "fa + grape", "fa + grape, kaczmarz", "dfa", "dfa + grape", "wm"),
@@ -138,9 +150,12 @@ def test_a_damaged_benchmark_is_named(tmp_path):
     row = dataclasses.asdict(ROW)
     odd = [None, True, "1", -1, 10**30, [1], math.nan, math.inf]
     changed = [row | {name: value} for name in row for value in odd if name != "name" or value != "1"]
+    unmeasured = {"tokens_per_second", "step_gflop", "peak_share"}  # in files of earlier versions
+    changed = [one for one in changed if not any(one[name] is None for name in unmeasured)]
     changed += [row | {"unknown": 1}, {**row, "name": ["fa"]}, [1], "fa", {}]
     contents = ["", "{}", "[" * 5000, "[]", "5", '{"rows": 5, "environment": {}}']
-    contents += [json.dumps({"rows": [row], "environment": environment}) for environment in (5, [1], None)]
+    rates = [{"gemm_gflops": odd_rates} for odd_rates in (5, [1], None, *({"float32": one} for one in odd))]
+    contents += [json.dumps({"rows": [row], "environment": odd}) for odd in (5, [1], None, *rates)]
     for content in [*contents, *(json.dumps({"rows": [one], "environment": {}}) for one in changed)]:
         (tmp_path / "rows.json").write_text(content)
         with pytest.raises(ValueError, match=r"benchmark rows\.json cannot be read"):
@@ -151,6 +166,17 @@ def test_a_damaged_benchmark_is_named(tmp_path):
         read_rows(tmp_path / "rows.json")
     with pytest.raises(ValueError, match=r"benchmark none\.json cannot be read"):
         read_rows(tmp_path / "none.json")
+
+
+def test_a_benchmark_of_an_earlier_version_is_read(tmp_path):
+    row = {name: value for name, value in dataclasses.asdict(ROW).items() if name in EARLIER}
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": [row], "environment": {"threads": 1}}))
+    rows, measured_on = read_rows(tmp_path / "rows.json")
+    assert rows["fa"] == dataclasses.replace(ROW, tokens_per_second=None, step_gflop=None, peak_share=None)
+    assert measured_on == {"threads": 1}
+    assert render([*rows.values()]).splitlines()[1].split()[-2:] == ["-", "-"]
+    for path in (Path(__file__).parents[2] / "book" / "benchmarks").iterdir():
+        assert len(read_rows(path)[0]) > 10
 
 
 def test_peak_step_bytes_counts_what_lives_at_the_same_time():
@@ -206,6 +232,7 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(bench, "training_step", step)
     monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(peak, "gemm_gflops", lambda device, precision: 4.0)
     return clock
 
 
@@ -226,6 +253,11 @@ def test_every_number_of_a_row_by_hand(monkeypatch, clock):
     assert row.memory == 1.5  # 300 bytes over 200
     assert row.flops == 0.5  # 4 sequences over 8
     assert (row.name, row.update) == ("fa", 0.0)
+    # 4 x 32 tokens in 5 s; a forward pass of two blocks and a head of 65 units, three times over.
+    assert row.tokens_per_second == 128 / 5
+    forward = 2 * 128 * (2 * 12 * 32**2 + 65 * 32 + 2 * 2 * 32 * 32)
+    assert row.step_gflop == 3 * forward / 1e9
+    assert row.peak_share == pytest.approx(3 * forward / 5.0 / 4e9, rel=1e-12)
 
 
 def test_one_pair_is_its_own_quartile(monkeypatch, clock):
@@ -265,12 +297,14 @@ def test_what_a_variant_is_named_to_be_against_is_its_reference():
         }
         named = [change for name, change in references.items() if name in variant.name]
         assert [variant.change_reference] == (named or [None])
+        assert variant.change == (bench.as_plain if variant.name == "plain GPT" else None)
     arm = Arm("late", "late", {"method": "fa"}, {"freeze_body": True}, (1,), 0)
     (variant,) = bench.arms_of(SimpleNamespace(arms=[arm]))
     assert variant == Variant("late", {"method": "fa"}, train={"freeze_body": True})
 
 
-ROW = Row("fa", 12.3456, 1.25, 1.125, 1.5, 0.75, 0.8125, 2.375)
+ROW = Row("fa", 12.3456, 1.25, 1.125, 1.5, 0.75, 0.8125, 2.375, 15012.4, 1.625, 0.3125)
+EARLIER = ["name", "milliseconds", "time", "time_low", "time_high", "memory", "flops", "update"]
 
 
 def test_a_table_has_every_number_below_its_heading():
@@ -281,6 +315,8 @@ def test_a_table_has_every_number_below_its_heading():
         "step memory": "0.75",
         "matmul FLOPs": "0.812",
         "feedback update": "2.38 forward",
+        "tokens/s": "15,012",
+        "of GEMM peak": "31.2%",
     }
     assert line.split() == ["a", "longer", "name", *" ".join(below.values()).split()]
     for title, numbers in below.items():
@@ -293,9 +329,11 @@ def test_rows_are_kept_with_four_digits_and_what_they_were_measured_on(tmp_path,
     path = tmp_path / "rows.json"
     write_rows([ROW, dataclasses.replace(ROW, name="dfa", flops=0.123449)], path, "cpu", "cuda:1")
     rows, measured_on = read_rows(path)
-    assert rows["fa"] == dataclasses.replace(ROW, milliseconds=12.35)
+    assert rows["fa"] == dataclasses.replace(ROW, milliseconds=12.35, tokens_per_second=15010.0)
     assert rows["dfa"].flops == 0.1234
     assert measured_on == {"device": "toy cuda:1"} and json.loads(path.read_text())["preset"] == "cpu"
+    write_rows([ROW], path, "cpu", "cpu", {"float32": 101.2345})
+    assert read_rows(path)[1] == {"device": "toy cpu", "gemm_gflops": {"float32": 101.2}}
 
 
 # ------------------------------------------------------------ what a step costs
@@ -320,6 +358,17 @@ def test_the_flops_of_a_step_and_of_its_update_by_hand():
     update = 3 * 2 * 3 * WEIGHTS
     assert step_flops(model, *batch) == 3 * FORWARD + update
     assert alignment_in_forward_passes(model, batch[0]) == pytest.approx(update / FORWARD, rel=1e-12)
+
+
+def test_torchs_attention_on_the_cpu_counts_as_it_does_written_out():
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    with flop_counter() as counter:
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    product = 2 * 2 * 3 * 5 * 5 * 4  # scores, or mixed values
+    assert counter.get_total_flops() == 2 * product
+    with flop_counter() as counter:
+        mixed.sum().backward()
+    assert counter.get_total_flops() == 4 * product  # two for each of the two
 
 
 def test_an_anchor_costs_a_step_of_backpropagation():

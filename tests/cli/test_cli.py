@@ -680,6 +680,13 @@ REFUSED = {
     "bundle that is empty": (["import", "empty.txt"], ["bundle='empty.txt'", "no line that is a record"]),
     "export over another file": (["export", "toy.txt"], ["bundle='toy.txt'", "there already", "--overwrite"]),
     "bench over another file": (["bench", "--out", "toy.txt"], ["out='toy.txt'", "there already"]),
+    "trace without a profile": (["bench", "--trace", "new"], ["trace='new'", "needs --profile"]),
+    "rows of a profile": (["bench", "--profile", "--out", "x.json"], ["out='x.json'", "--profile does not"]),
+    "trace over a file": (["bench", "--profile", "--trace", "toy.txt"], ["trace='toy.txt/", "written"]),
+    "trace over another trace": (
+        ["bench", "suite.toml", "--profile", "--trace", "traces"],
+        ["trace='traces/02-", "there already", "--overwrite"],
+    ),
     "unknown option": (["train", "--stepz", "3"], ["--stepz", "--steps"]),
     "unknown command": (["runn"], ["'runn'", "--help"]),
     "no number": (["train", "--steps", "many"], ["--steps", "many", "integer"]),
@@ -715,6 +722,8 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     Path("damaged.safetensors").write_bytes(b"\0" * 100)
     Path("depth.toml").write_text("model = { depth = 2 }")
     Path("five.toml").write_text("train = 5")
+    Path("traces").mkdir()
+    Path("traces/02-frozen.json").write_text("another")
     Path("key.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arm.bp]"))
     Path("field.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = { depth = 2 }"))
     Path("kind.toml").write_text(TOY_SUITE.replace("[arms.bp]", "[arms.bp]\nmodel = 5"))

@@ -226,15 +226,19 @@ def test_a_full_disk_at_the_start_is_not_the_users_error(cli, monkeypatch):
 @pytest.mark.parametrize("place", ["toy.txt/x", "x" * 300, "/dev/null/x", "/proc/x"])
 @pytest.mark.parametrize(
     "command",
-    [[*TRAIN, "--out"], ["run", "suite.toml", "--out"], ["bench", "--out"], ["export"]],
+    [
+        *([*TRAIN, "--out"], ["run", "suite.toml", "--out"], ["export"]),
+        *(["bench", "--out"], ["bench", "--profile", "--trace"]),
+    ],
     ids=lambda words: words[0],
 )
 def test_an_output_that_cannot_be_written_is_refused_at_once(cli, monkeypatch, command, place):
     monkeypatch.setattr(run_state, "training_step", failing(AssertionError))
     monkeypatch.setattr("localgpt_core.bench.measuring._row", failing(AssertionError))
+    monkeypatch.setattr("localgpt_core.bench.profile._profile", failing(AssertionError))
     err = io.StringIO()
     assert cli(*command, place, stderr=err) == 2
-    assert re.fullmatch(rf"error: (out|bundle)='{place}.*': cannot be written \(.*\)\n", err.getvalue())
+    assert re.fullmatch(rf"error: (out|bundle|trace)='{place}.*': cannot be written \(.*\)\n", err.getvalue())
 
 
 def test_a_device_is_no_place_for_an_export(cli):

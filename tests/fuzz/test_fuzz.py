@@ -235,10 +235,10 @@ def test_a_damaged_configuration_is_refused_or_is_one(folder, monkeypatch, capsy
 
 def test_a_damaged_benchmark_is_refused_or_has_numbers(tmp_path):
     path = tmp_path / "rows.json"
-    numbers = [*map(float, range(1, 8))]
+    numbers = [*map(float, range(1, 11))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "environment", lambda device: {"device": device})
-        rows.write_rows([rows.Row(name, *numbers) for name in ("fa", "dfa")], path, "cpu", "cpu")
+        rows.write_rows([rows.Row(name, *numbers) for name in ("fa", "dfa")], path, "cpu", "cpu", {"x": 1.0})
     whole = path.read_text()
     refused = 0
     for number in range(300 * TIMES):

@@ -373,6 +373,6 @@ def test_moving_the_feedback_multiplies_what_the_rule_declares(options):
 def test_an_update_from_the_network_costs_at_most_one_and_a_half_forward_passes(case, preset_name):
     model_config, _ = preset(preset_name, CASES[case])
     idx = torch.zeros(2, model_config.block_size, dtype=torch.long)
-    # On half of the sequences, values are a forward pass, tangents one from the first place that is disturbed,
-    # and then there are the products with the noise.
+    # On half of the sequences: values are a forward pass, tangents one from the first place that is disturbed
+    # on; and then there are the products with the noise.
     assert 0.9 < alignment_in_forward_passes(LocalGPT(model_config), idx) < 1.5

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from localgpt_core.matrices.forward_mode import FORMULAS, LeanForwardMode
+from localgpt_core.matrices.duals import FORMULAS, LeanForwardMode
 from localgpt_core.matrices.jacobian import jvp_estimates
 
 
