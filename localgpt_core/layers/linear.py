@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from localgpt_core.common.functions import TransformableFunction
 from localgpt_core.common.modes import as_autocast, has_tangent, recorded
-from localgpt_core.common.validation import Refusal, require, require_integer
+from localgpt_core.common.validation import require, require_integer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -190,7 +190,7 @@ class LocalLayer(HoldsFeedback):
                 training mode; if forward mode asks for a derivative that the rule does not have.
         """
         weight, bias = self.operand, self.bias
-        if self.rule.is_derivative or not self.follows_rule(x, weight):
+        if not self.follows_rule(x, weight):
             return self.plain(x, weight, bias)
         if self.tap_features is not None:
             require(taps is not None, "taps", taps, "needs a list: this rule uses the output's error")
@@ -211,16 +211,12 @@ class LocalLayer(HoldsFeedback):
 
     def follows_rule(self, x: Tensor, *weights: Tensor) -> bool:
         """Return whether the rule makes the backward pass; torch does where the rule is the derivative."""
-        if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
+        elsewhere = self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place)
+        if elsewhere or self.rule.is_derivative:
             return False
-        if torch.compiler.is_compiling() or self.rule.is_derivative:
-            return not self.rule.is_derivative
-        if has_tangent(x, *weights):
-            method = self.rule.options.method
-            raise Refusal(
-                f"method={method!r}: is about the backward pass and has no derivative in forward mode: see "
-                "exact_derivatives"
-            )
+        if not torch.compiler.is_compiling() and has_tangent(x, *weights):
+            why = "is about the backward pass and has no derivative in forward mode: see exact_derivatives"
+            require(False, "method", self.rule.options.method, why)
         return True
 
     def __prepare_scriptable__(self) -> None:
@@ -262,6 +258,8 @@ class LocalLinear(LocalLayer, nn.Linear):
         True
     """
 
+    operand = property(lambda self: self.weight, doc="The weight, which the forward pass takes as it is.")
+
     def __init__(
         self,
         in_features: int,
@@ -280,8 +278,3 @@ class LocalLinear(LocalLayer, nn.Linear):
         options = options or RuleOptions()
         self._take_rule(options, is_output, error_features)
         self._register_feedback(options)
-
-    @property
-    def operand(self) -> Tensor:
-        """The weight."""
-        return self.weight
