@@ -74,7 +74,9 @@ def every_command(
 @others.command()
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="a .safetensors file of localgpt train")],
-    prompt: Annotated[str | None, typer.Option(help="text to continue", show_default="a line break")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="text to continue; repeatable", show_default="a line break")
+    ] = None,
     characters: Annotated[int, typer.Option(help="characters to write")] = 500,
     seed: Annotated[int, typer.Option(help="seed of the sampling, an integer")] = 0,
     temperature: Annotated[
@@ -83,18 +85,34 @@ def sample(
     top_k: Annotated[
         int | None, typer.Option(help="number of likeliest characters to draw among", show_default="all")
     ] = None,
+    window: Annotated[
+        str,
+        typer.Option(
+            help="what is seen of a text longer than the model's context of K characters: exact, the last K, "
+            "for which all K are computed anew for each character; halves, the last K/2 to K, for which two "
+            "are, as a full context is cut to its later half and grows again"
+        ),
+    ] = "exact",
 ) -> None:
-    """Let a trained model write."""
+    """Let a trained model write.
+
+    Each of several prompts is continued as it is alone, and stands below a line with its number.
+    """
     with starting():
-        from localgpt_core.experiments.execution import sample_text
+        from localgpt_core.corpus.vocabulary import first_prompt
         from localgpt_core.model.gpt import LocalGPT
+        from localgpt_core.model.sampling import sample_texts
         from localgpt_core.training.checkpoints import load_checkpoint
     require_integer("characters", characters, 0, LONGEST_SAMPLE)
     saved = load_checkpoint(checkpoint)
     model = LocalGPT(saved.model_config)
     saved.restore_model(model)
     vocabulary = saved.corpus["vocabulary"]
-    print(sample_text(model, vocabulary, prompt, characters, seed=seed, temperature=temperature, top_k=top_k))
+    prompts = prompt or [first_prompt(vocabulary)]
+    options = {"seed": seed, "temperature": temperature, "top_k": top_k, "window": window}
+    texts = sample_texts(model, vocabulary, prompts, characters, **options)
+    for number, text in enumerate(texts, start=1):
+        print(text if len(texts) == 1 else f"--- {number} of {len(texts)}\n{text}")
 
 
 @others.command()

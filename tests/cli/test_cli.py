@@ -407,6 +407,24 @@ def test_sample_continues_the_prompt(cli, checkpoint):
     assert greedy[0] == greedy[1]
 
 
+def test_sample_continues_several_prompts_each_as_it_is_alone(cli, checkpoint):
+    words = ["sample", checkpoint, "--characters", "30", "--window", "halves"]
+    prompts = ["a rose", "so", "a name"]
+    alone = [cli(*words, "--prompt", prompt)[1] for prompt in prompts]
+    status, out, err = cli(*words, *(word for prompt in prompts for word in ("--prompt", prompt)))
+    assert status == 0, err
+    assert out == "".join(f"--- {i} of 3\n{text}" for i, text in enumerate(alone, start=1))
+
+
+def test_sample_shows_what_its_window_changes(cli, checkpoint):
+    (exact, by_default, halves) = (
+        cli("sample", checkpoint, "--characters", "60", *words)[1]
+        for words in (["--window", "exact"], [], ["--window", "halves"])
+    )
+    # The context is 8 characters: the ninth character after the prompt's one sees 4 under halves.
+    assert exact == by_default and exact[:9] == halves[:9] and exact != halves
+
+
 # run and table
 
 
@@ -731,6 +749,8 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
         (["--characters", "-1"], ["characters=-1", "at least 0"]),
         (["--temperature", "0"], ["temperature=0.0", "must be positive"]),
         (["--top-k", "0"], ["top_k=0", "at least 1"]),
+        (["--window", "all"], ["window='all'", "'exact', 'halves'"]),
+        (["--prompt", "a", "--prompt", ""], ["prompt=''", "at least one character"]),
     ],
 )
 def test_sample_refuses_what_cannot_work(cli, checkpoint, options, fragments):
