@@ -18,7 +18,7 @@ from localgpt_core.cli import plots, records, training
 from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
-from localgpt_core.common.files import require_writable
+from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.validation import Refusal, printable, require_integer
 
 MOST_PAIRS = 1_000_000
@@ -124,18 +124,34 @@ def corpus(
         Path | None, typer.Option(help="text file to compare with, line by line", show_default="none")
     ] = None,
     floors: Annotated[bool, typer.Option(help="compute the n-gram floors")] = True,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="file to write the text to; given as --corpus FILE to a machine that cannot build it, it is "
+            "the same corpus",
+            show_default="none",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Prepare a corpus and print what it is."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.corpus.ngrams import floors as ngram_floors
         from localgpt_core.corpus.plays import line_agreement
+    if export is not None:
+        require_writable("export", export)
+        require_absent("export", export, overwrite)
     text = text_of(name, load_corpus(name))
+    if export is not None:
+        atomic_write(export, text.text)
     print(f"corpus      {text.name}")
     print(f"characters  {len(text.text):,}")
     print(f"vocabulary  {text.vocab_size} symbols: {text.vocabulary!r}")
     print(f"split       {len(text.train):,} train / {len(text.val):,} validation")
     print(f"sha256      {text.sha256}")
+    if export is not None:
+        print(f"export      {export}")
     if floors:
         print("floors      nats per character on the validation split")
         for order, loss in ngram_floors(text).items():

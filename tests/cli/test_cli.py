@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.corpus import Corpus
+from localgpt_core.corpus import SHA256, Corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.claims import claim
 from localgpt_core.records import RunRecord, load_records, read_record
@@ -609,6 +610,42 @@ def test_corpus_prints_floors_and_the_agreement_with_another_text(cli):
     uniform = re.search(r"uniform +(\d\.\d{3})", out)
     assert float(uniform[1]) == pytest.approx(math.log(text.vocab_size), abs=5e-4)
     assert "agreement   100.0% of the lines of toy.txt\n" in out
+
+
+def test_corpus_exports_its_text_which_is_the_same_corpus_elsewhere(cli, monkeypatch):
+    text = "First Citizen:\nSpeak, speak.\n\n" * 30
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setitem(SHA256, "complete", digest)
+    Path("cache").mkdir(exist_ok=True)
+    Path("cache/complete.txt").write_text(text)
+    shown = cli("corpus", "complete", "--no-floors")[1]
+    assert cli("corpus", "complete", "--no-floors", "--export", "out/text.txt") == (
+        0,
+        f"{shown}export      out/text.txt\n",
+        "",
+    )
+    assert Path("out/text.txt").read_bytes() == text.encode()
+    shutil.rmtree("cache")
+    assert cli("corpus", "out/text.txt", "--no-floors")[1] == shown
+    assert f"sha256      {digest}\n" in shown and "65 symbols" in shown
+    # A file that is there is left alone.
+    assert_refused(cli("corpus", "toy.txt", "--export", "out/text.txt"), ["export='out/text.txt': is there"])
+    assert Path("out/text.txt").read_bytes() == text.encode()
+    assert cli("corpus", "toy.txt", "--no-floors", "--export", "out/text.txt", "--overwrite")[0] == 0
+    assert Path("out/text.txt").read_bytes() == Path("toy.txt").read_bytes()
+    assert_refused(cli("corpus", "toy.txt", "--export", "toy.txt/x"), ["export='toy.txt/x'", "be written"])
+
+
+def test_runs_on_a_file_of_a_named_corpus_are_its_runs(cli, monkeypatch):
+    monkeypatch.setitem(SHA256, "complete", hashlib.sha256(toy_text().encode()).hexdigest())
+    words = [*TOY_SIZES, "--steps", "2", "--eval-interval", "2"]
+    assert cli("train", "--corpus", "toy.txt", "--out", "one", *words)[0] == 0
+    assert cli("train", "--corpus", "complete", "--out", "two", *words)[0] == 0
+    (one,), (two,) = (Path(folder).glob("*.json") for folder in ("one", "two"))
+    assert one.name == two.name and read_record(one).run_spec.corpus == "complete"
+    assert read_record(one).curves == read_record(two).curves
+    shutil.rmtree("cache")  # and where only the file is at hand, it repeats a run that was made elsewhere
+    assert cli("verify", one.stem, "--records", "two", "--corpus", "toy.txt")[0] == 0
 
 
 # What is refused: one line that names the value and what is allowed, exit status 2, no traceback
