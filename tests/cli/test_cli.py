@@ -347,6 +347,7 @@ def test_resume_with_more_steps_goes_on_with_a_finished_run(cli):
     assert sorted(Path("runs").iterdir()) == before
 
 
+@pytest.mark.needs("plotext")
 def test_train_ends_with_the_curve_the_floors_and_the_files(cli, monkeypatch):
     status, out, _ = cli("train", *TOY, "--eval-interval", "2", "--out", "a")
     record = next(iter(load_records("a").values()))
@@ -472,6 +473,7 @@ def test_run_without_time_says_that_the_suite_is_not_complete(cli):
     assert cli("run", "suite.toml", "--time-budget", "1e-9", "--only", digest)[0] == 3
 
 
+@pytest.mark.needs("pandas")
 def test_run_and_table_take_another_preset_and_another_corpus(cli):
     Path("other.txt").write_text(toy_text(1500))
     status, out, err = cli("run", "suite.toml", "--preset", "cpu", "--corpus", "other.txt")
@@ -482,6 +484,7 @@ def test_run_and_table_take_another_preset_and_another_corpus(cli):
     assert cli("table", "suite.toml")[0] == 2
 
 
+@pytest.mark.needs("pandas")
 def test_table_names_a_damaged_record_and_shows_the_rest(cli):
     cli("run", "suite.toml")
     path = sorted(Path("book/records/suite").iterdir())[0]
