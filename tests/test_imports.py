@@ -138,6 +138,7 @@ def test_a_module_is_found_under_its_old_name(old):
     assert callable(localgpt_core.alignment)
 
 
+@pytest.mark.needs("pandas")
 def test_old_names_of_the_api_page_are_imported_as_before():
     code = """if True:
         from localgpt_core.alignment import Alignment, feedback_cosines
@@ -208,6 +209,7 @@ def test_a_module_is_an_attribute_of_its_package_and_a_function_stays_one():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+@pytest.mark.needs("pandas")
 def test_a_heavy_import_is_seen():
     assert "pandas" in loaded("import pandas")
 

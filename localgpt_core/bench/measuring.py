@@ -23,7 +23,7 @@ from localgpt_core.common.validation import Refusal
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
-from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
+from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops, wait_for
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.training.step import build_model, build_optimizer, compiled, training_step
@@ -188,15 +188,11 @@ class Stepper:
         training_step(self.forward, self.optimizer, self.config, self.idx, self.idx, 0)
 
     def seconds(self) -> float:
-        self._wait()
+        wait_for(self.device)
         start = time.perf_counter()
         self.step()
-        self._wait()
+        wait_for(self.device)
         return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def bytes(self) -> int:
         def eager_step() -> None:

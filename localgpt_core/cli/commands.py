@@ -18,7 +18,7 @@ from localgpt_core.cli import options, plots, records, training
 from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
-from localgpt_core.common.files import require_writable
+from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.validation import Refusal, printable, require, require_integer
 
 MOST_PAIRS = 1_000_000
@@ -74,7 +74,9 @@ def every_command(
 @others.command()
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="a .safetensors file of localgpt train")],
-    prompt: Annotated[str | None, typer.Option(help="text to continue", show_default="a line break")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="text to continue; repeatable", show_default="a line break")
+    ] = None,
     characters: Annotated[int, typer.Option(help="characters to write")] = 500,
     seed: Annotated[int, typer.Option(help="seed of the sampling, an integer")] = 0,
     temperature: Annotated[
@@ -83,18 +85,34 @@ def sample(
     top_k: Annotated[
         int | None, typer.Option(help="number of likeliest characters to draw among", show_default="all")
     ] = None,
+    window: Annotated[
+        str,
+        typer.Option(
+            help="what is seen of a text longer than the model's context of K characters: exact, the last K, "
+            "for which all K are computed anew for each character; halves, the last K/2 to K, for which two "
+            "are, as a full context is cut to its later half and grows again"
+        ),
+    ] = "exact",
 ) -> None:
-    """Let a trained model write."""
+    """Let a trained model write.
+
+    Each of several prompts is continued as it is alone, and stands below a line with its number.
+    """
     with starting():
-        from localgpt_core.experiments.execution import sample_text
+        from localgpt_core.corpus.vocabulary import first_prompt
         from localgpt_core.model.gpt import LocalGPT
+        from localgpt_core.model.sampling import sample_texts
         from localgpt_core.training.checkpoints import load_checkpoint
     require_integer("characters", characters, 0, LONGEST_SAMPLE)
     saved = load_checkpoint(checkpoint)
     model = LocalGPT(saved.model_config)
     saved.restore_model(model)
     vocabulary = saved.corpus["vocabulary"]
-    print(sample_text(model, vocabulary, prompt, characters, seed=seed, temperature=temperature, top_k=top_k))
+    prompts = prompt or [first_prompt(vocabulary)]
+    options = {"seed": seed, "temperature": temperature, "top_k": top_k, "window": window}
+    texts = sample_texts(model, vocabulary, prompts, characters, **options)
+    for number, text in enumerate(texts, start=1):
+        print(text if len(texts) == 1 else f"--- {number} of {len(texts)}\n{text}")
 
 
 @others.command()
@@ -106,18 +124,34 @@ def corpus(
         Path | None, typer.Option(help="text file to compare with, line by line", show_default="none")
     ] = None,
     floors: Annotated[bool, typer.Option(help="compute the n-gram floors")] = True,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="file to write the text to; given as --corpus FILE to a machine that cannot build it, it is "
+            "the same corpus",
+            show_default="none",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Prepare a corpus and print what it is."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.corpus.ngrams import floors as ngram_floors
         from localgpt_core.corpus.plays import line_agreement
+    if export is not None:
+        require_writable("export", export)
+        require_absent("export", export, overwrite)
     text = text_of(name, load_corpus(name))
+    if export is not None:
+        atomic_write(export, text.text)
     print(f"corpus      {text.name}")
     print(f"characters  {len(text.text):,}")
     print(f"vocabulary  {text.vocab_size} symbols: {text.vocabulary!r}")
     print(f"split       {len(text.train):,} train / {len(text.val):,} validation")
     print(f"sha256      {text.sha256}")
+    if export is not None:
+        print(f"export      {export}")
     if floors:
         print("floors      nats per character on the validation split")
         for order, loss in ngram_floors(text).items():

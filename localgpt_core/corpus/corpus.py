@@ -127,7 +127,9 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
         name: ``"shakespeare"``, ``"tinyshakespeare"``, ``"complete"``, or the path of a UTF-8 text file,
             whose stem becomes the corpus's name and whose distinct characters its vocabulary. A byte order
             mark at its start is left out; line ends are kept as they are, the ``\r`` of ``\r\n`` too. Its
-            place is noted in the cache folder, where `localgpt_core.corpus.known` finds it.
+            place is noted in the cache folder, where `localgpt_core.corpus.known` finds it. A file that has
+            the text of a corpus with a name, whatever it is called, is that corpus, and goes into the cache:
+            a machine that cannot build it then knows it by its name too.
         path: where the user keeps Tiny Shakespeare; only with ``name="tinyshakespeare"``, which is otherwise
             taken from the cache or downloaded with pooch.
 
@@ -141,8 +143,15 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
     if name not in SHA256:
         allowed = ", ".join(map(repr, SHA256))
         require(os.path.isfile(name), "corpus", name, f"allowed are {allowed} or the path of a text file")
-        text = _decode(_read(name), name).removeprefix(BYTE_ORDER_MARK)
-        corpus = Corpus(Path(name).stem, text, "".join(sorted(set(text))))
+        data = _read(name)
+        text = _decode(data, name).removeprefix(BYTE_ORDER_MARK)
+        data = data.removeprefix(codecs.BOM_UTF8)
+        names = {digest: known for known, digest in SHA256.items()}
+        if known := names.get(_digest(data)):
+            _cached(known, lambda: data)
+        del data  # of a large text, one copy fewer
+        symbols = SHAKESPEARE_VOCABULARY if known else "".join(sorted(set(text)))
+        corpus = Corpus(known or Path(name).stem, text, symbols)
         _note_place(corpus, Path(name).absolute())
         return corpus
     if path is not None:

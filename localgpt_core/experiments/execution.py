@@ -12,16 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version, environment
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.corpus.vocabulary import decode, encode, first_prompt
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.model.sampling import sample_text
 from localgpt_core.records import RunRecord, read_record
 from localgpt_core.records.specs import RunSpec
 from localgpt_core.training.checkpoints import Checkpoint, lengthened, load_checkpoint
@@ -30,32 +26,7 @@ from localgpt_core.training.settings import RunSettings
 
 __all__ = ["execute", "left_to_do", "sample_text", "steps_done"]
 
-SAMPLE_CHARACTERS = 300
 PACKAGE = Path(__file__).parents[1] / "__init__.py"
-
-
-def sample_text(
-    model: LocalGPT,
-    vocabulary: str,
-    prompt: str | None = None,
-    characters: int = SAMPLE_CHARACTERS,
-    *,
-    seed: int = 0,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-) -> str:
-    """Return ``prompt`` (`first_prompt` of the vocabulary if None) continued by the model.
-
-    Raises:
-        ValueError: For an empty prompt or a character outside the vocabulary.
-    """
-    prompt = first_prompt(vocabulary) if prompt is None else prompt
-    require(len(prompt) > 0, "prompt", prompt, "must have at least one character")
-    device = next(model.parameters()).device
-    idx = torch.from_numpy(encode(prompt, vocabulary).astype(np.int64))[None].to(device)
-    source = generator(seed, "sample", device=device)
-    out = model.generate(idx, characters, temperature=temperature, top_k=top_k, generator=source)
-    return decode(out[0].cpu(), vocabulary)
 
 
 def left_to_do(

@@ -15,6 +15,7 @@ from localgpt_core.measure.cost import (
     reset_peak_memory,
     step_bytes,
     step_flops,
+    wait_for,
 )
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.measure.inside import (
@@ -51,5 +52,6 @@ __all__ = [
     "step_bytes",
     "step_flops",
     "unused_share",
+    "wait_for",
     "weight_transport",
 ]

@@ -15,7 +15,7 @@ gets its exact local gradient under every rule: its error is the loss's own deri
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from numbers import Integral
@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from localgpt_core.common.modes import evaluation_mode, watch, wide
 from localgpt_core.common.seeds import generator, normal_like
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
 from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
@@ -49,6 +49,24 @@ def _probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Ten
         floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         scaled = scaled.masked_fill(logits < floor, -torch.inf)
     return torch.softmax(scaled, dim=-1)
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """Return one token (B,) per row of ``probabilities`` (B, V)."""
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    rows = zip(probabilities, generator, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=source) for row, source in rows])
+
+
+def _half(n: int, block_size: int) -> int:
+    """Return the length of the context after n tokens that is cut to its half whenever it is full."""
+    half = (block_size + 1) // 2
+    return n if n <= block_size else half + (n - block_size - 1) % (block_size - half + 1)
+
+
+# How many of the n tokens so far the next one is drawn from.
+WINDOWS: dict[str, Callable[[int, int], int]] = {"exact": min, "halves": _half}
 
 
 class LocalGPT(nn.Module):
@@ -200,14 +218,25 @@ class LocalGPT(nn.Module):
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        window: str = "exact",
     ) -> Tensor:
         """Return ``idx`` (B, T) continued by ``max_new_tokens`` sampled tokens, (B, T + max_new_tokens).
 
-        Runs in evaluation mode and restores the mode. Keys and values are cached while the context fits;
-        past ``block_size`` the last ``block_size`` tokens are the context. ``temperature`` divides the
-        logits: towards 0 the likeliest token is left, at infinity all are equally likely. ``top_k`` keeps
-        only the likeliest tokens, ``generator`` is the source of the samples.
+        Runs in evaluation mode and restores the mode. ``temperature`` divides the logits: towards 0 the
+        likeliest token is left, at infinity all are equally likely. ``top_k`` keeps only the likeliest
+        tokens. ``generator`` is the source of the samples, or one for each row, whose draws are then those
+        it has alone.
+
+        Keys and values are cached while the context grows. What each token is drawn from, ``window`` says,
+        with K = ``block_size``, where there are n > K tokens before it:
+
+        - ``"exact"``: from the last K. Every position shifts with every token, so each costs the forward
+          pass of K tokens.
+        - ``"halves"``: from the last H + (n - K - 1) mod (K - H + 1), with H = ceil(K / 2): a full context
+          is cut down to its later half and grows again. So it sees less, H to K tokens. K - H + 1 of them
+          cost the forward pass of H tokens and K - H of one each: K / (K - H + 1) < 2 tokens per token.
+          The length depends on n alone: a text may be continued in parts.
 
         Raises:
             ValueError: If the prompt is empty or an argument is out of range.
@@ -218,16 +247,20 @@ class LocalGPT(nn.Module):
         if top_k is not None:
             require(isinstance(top_k, Integral), "top_k", top_k, "must be an integer")
             require(top_k >= 1, "top_k", top_k, "must be at least 1")
-        caches: list[Cache] = [{} for _ in self.blocks]
+        if isinstance(generator, Sequence):
+            allowed = f"generators for {idx.shape[0]} rows; one for each, or one for all"
+            require(len(generator) == idx.shape[0], "generator", len(generator), allowed)
+        require_choice("window", window, WINDOWS)
+        prompt, end = idx.shape[1], idx.shape[1] + max_new_tokens
+        text = torch.cat((idx, idx.new_empty(idx.shape[0], max_new_tokens)), dim=1).long()
+        start, caches = -1, []
         with evaluation_mode(self):
-            for _ in range(max_new_tokens):
-                if idx.shape[1] <= self.config.block_size:
-                    cached = caches[0]["k"].shape[2] if caches[0] else 0
-                    logits = self.logits(idx[:, cached:], caches)
-                else:
-                    # Every position shifts: what was cached belongs to other positions.
-                    logits = self.logits(idx[:, -self.config.block_size :])
+            for n in range(prompt, end):
+                first = n - WINDOWS[window](n, self.config.block_size)
+                cached = n - 1 if first == start else first
+                if first != start:
+                    start, caches = first, [{} for _ in self.blocks]
+                logits = self.logits(text[:, cached:n], caches)
                 probabilities = _probabilities(logits[:, -1], temperature, top_k)
-                token = torch.multinomial(probabilities, 1, generator=generator)
-                idx = torch.cat((idx, token), dim=1)
-        return idx
+                text[:, n] = _drawn(probabilities, generator)
+        return text

@@ -21,6 +21,7 @@ from localgpt_core.common.files import require_writable
 from localgpt_core.common.notebooks import watched
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.measure.cost import wait_for
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import Report, RunSettings
@@ -131,8 +132,10 @@ def _advance_to_the_end(
                 return "diverged"
         needed_s = 0.0
         if run.step == first_step + WARM_UP_STEPS:
+            wait_for(run.device)
             measured_from = time.monotonic()
         if run.step == first_step + WARM_UP_STEPS + MEASURED_STEPS and settings.checkpoint is None:
+            wait_for(run.device)
             left = run.config.steps - run.step
             needed_s = left * (time.monotonic() - measured_from) / MEASURED_STEPS
         if time.monotonic() + needed_s > settings.deadline:

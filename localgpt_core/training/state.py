@@ -223,7 +223,7 @@ class RunState:
 
     def evaluate(self) -> float:
         """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.val, self.config)
+        loss = evaluate(self.model, self.val, self.config, self.stepped)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss

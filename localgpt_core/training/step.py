@@ -37,7 +37,8 @@ __all__ = [
     "training_step",
 ]
 
-EVAL_TOKENS = 16384
+# Of a batch of an evaluation: so few that a CPU has in its caches what one operation leaves the next.
+EVAL_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 def build_model(
@@ -114,12 +115,12 @@ def is_anchor(step: int, config: TrainConfig) -> bool:
 
 
 def compiled(model: LocalGPT) -> nn.Module:
-    """Return the compiled form of ``model``: one graph, or an error.
+    """Return the compiled form of ``model``: one graph for each mode and shape, or an error.
 
     What is compiled several times, for other models or modes, is by torch's default left as it is from the
     ninth time on. So whoever compiles one model after another calls ``torch.compiler.reset()`` in between.
     """
-    return torch.compile(model, fullgraph=True)
+    return torch.compile(model, fullgraph=True, dynamic=False)
 
 
 @contextmanager
@@ -135,13 +136,18 @@ def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(model: LocalGPT, ids: np.ndarray | Tensor, train_config: TrainConfig) -> float:
+def evaluate(
+    model: LocalGPT, ids: np.ndarray | Tensor, train_config: TrainConfig, stepped: nn.Module | None = None
+) -> float:
     """Return the mean cross-entropy of ``ids`` in nats per character, always over the same windows.
 
     The text is cut into W windows of ``block_size`` that do not overlap, and what is left; every character
     but the first is predicted once, from what precedes it in its window. With n = ``eval_iters`` batches of
     B windows, and n B < W, only the windows floor(i W / (n B)), i = 0 ... n B - 1, are. The model's mode is
     restored.
+
+    ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
+    graph more. What is left over has other shapes: the model itself takes it.
     """
     device = next(model.parameters()).device
     block_size = model.config.block_size
@@ -150,14 +156,15 @@ def evaluate(model: LocalGPT, ids: np.ndarray | Tensor, train_config: TrainConfi
     if 0 < asked < len(x):
         chosen = torch.arange(asked, device=x.device) * len(x) // asked
         x, y, x_rest = x[chosen], y[chosen], x_rest[:, :0]
-    rows = max(1, EVAL_TOKENS // block_size)
+    rows = min(len(x), max(1, EVAL_TOKENS["cpu" if device.type == "cpu" else "cuda"] // block_size))
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
         pairs.append((x_rest, y_rest))
     total = torch.zeros((), dtype=torch.float64, device=device)
     with evaluation_mode(model), precision(train_config, device):
         for inputs, targets in pairs:
-            total += model(inputs.to(device), targets.to(device))[1].double() * targets.numel()
+            forward = stepped if stepped is not None and inputs.shape == pairs[0][0].shape else model
+            total += forward(inputs.to(device), targets.to(device))[1].double() * targets.numel()
     return total.item() / sum(targets.numel() for _, targets in pairs)
 
 

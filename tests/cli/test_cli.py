@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 
 from localgpt_core.config import LocalGPTConfig, TrainConfig
-from localgpt_core.corpus import Corpus
+from localgpt_core.corpus import SHA256, Corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.claims import claim
 from localgpt_core.records import RunRecord, load_records, read_record
@@ -346,6 +347,7 @@ def test_resume_with_more_steps_goes_on_with_a_finished_run(cli):
     assert sorted(Path("runs").iterdir()) == before
 
 
+@pytest.mark.needs("plotext")
 def test_train_ends_with_the_curve_the_floors_and_the_files(cli, monkeypatch):
     status, out, _ = cli("train", *TOY, "--eval-interval", "2", "--out", "a")
     record = next(iter(load_records("a").values()))
@@ -407,6 +409,24 @@ def test_sample_continues_the_prompt(cli, checkpoint):
     assert greedy[0] == greedy[1]
 
 
+def test_sample_continues_several_prompts_each_as_it_is_alone(cli, checkpoint):
+    words = ["sample", checkpoint, "--characters", "30", "--window", "halves"]
+    prompts = ["a rose", "so", "a name"]
+    alone = [cli(*words, "--prompt", prompt)[1] for prompt in prompts]
+    status, out, err = cli(*words, *(word for prompt in prompts for word in ("--prompt", prompt)))
+    assert status == 0, err
+    assert out == "".join(f"--- {i} of 3\n{text}" for i, text in enumerate(alone, start=1))
+
+
+def test_sample_shows_what_its_window_changes(cli, checkpoint):
+    (exact, by_default, halves) = (
+        cli("sample", checkpoint, "--characters", "60", *words)[1]
+        for words in (["--window", "exact"], [], ["--window", "halves"])
+    )
+    # The context is 8 characters: the ninth character after the prompt's one sees 4 under halves.
+    assert exact == by_default and exact[:9] == halves[:9] and exact != halves
+
+
 # run and table
 
 
@@ -453,6 +473,7 @@ def test_run_without_time_says_that_the_suite_is_not_complete(cli):
     assert cli("run", "suite.toml", "--time-budget", "1e-9", "--only", digest)[0] == 3
 
 
+@pytest.mark.needs("pandas")
 def test_run_and_table_take_another_preset_and_another_corpus(cli):
     Path("other.txt").write_text(toy_text(1500))
     status, out, err = cli("run", "suite.toml", "--preset", "cpu", "--corpus", "other.txt")
@@ -463,6 +484,7 @@ def test_run_and_table_take_another_preset_and_another_corpus(cli):
     assert cli("table", "suite.toml")[0] == 2
 
 
+@pytest.mark.needs("pandas")
 def test_table_names_a_damaged_record_and_shows_the_rest(cli):
     cli("run", "suite.toml")
     path = sorted(Path("book/records/suite").iterdir())[0]
@@ -591,6 +613,42 @@ def test_corpus_prints_floors_and_the_agreement_with_another_text(cli):
     uniform = re.search(r"uniform +(\d\.\d{3})", out)
     assert float(uniform[1]) == pytest.approx(math.log(text.vocab_size), abs=5e-4)
     assert "agreement   100.0% of the lines of toy.txt\n" in out
+
+
+def test_corpus_exports_its_text_which_is_the_same_corpus_elsewhere(cli, monkeypatch):
+    text = "First Citizen:\nSpeak, speak.\n\n" * 30
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setitem(SHA256, "complete", digest)
+    Path("cache").mkdir(exist_ok=True)
+    Path("cache/complete.txt").write_text(text)
+    shown = cli("corpus", "complete", "--no-floors")[1]
+    assert cli("corpus", "complete", "--no-floors", "--export", "out/text.txt") == (
+        0,
+        f"{shown}export      out/text.txt\n",
+        "",
+    )
+    assert Path("out/text.txt").read_bytes() == text.encode()
+    shutil.rmtree("cache")
+    assert cli("corpus", "out/text.txt", "--no-floors")[1] == shown
+    assert f"sha256      {digest}\n" in shown and "65 symbols" in shown
+    # A file that is there is left alone.
+    assert_refused(cli("corpus", "toy.txt", "--export", "out/text.txt"), ["export='out/text.txt': is there"])
+    assert Path("out/text.txt").read_bytes() == text.encode()
+    assert cli("corpus", "toy.txt", "--no-floors", "--export", "out/text.txt", "--overwrite")[0] == 0
+    assert Path("out/text.txt").read_bytes() == Path("toy.txt").read_bytes()
+    assert_refused(cli("corpus", "toy.txt", "--export", "toy.txt/x"), ["export='toy.txt/x'", "be written"])
+
+
+def test_runs_on_a_file_of_a_named_corpus_are_its_runs(cli, monkeypatch):
+    monkeypatch.setitem(SHA256, "complete", hashlib.sha256(toy_text().encode()).hexdigest())
+    words = [*TOY_SIZES, "--steps", "2", "--eval-interval", "2"]
+    assert cli("train", "--corpus", "toy.txt", "--out", "one", *words)[0] == 0
+    assert cli("train", "--corpus", "complete", "--out", "two", *words)[0] == 0
+    (one,), (two,) = (Path(folder).glob("*.json") for folder in ("one", "two"))
+    assert one.name == two.name and read_record(one).run_spec.corpus == "complete"
+    assert read_record(one).curves == read_record(two).curves
+    shutil.rmtree("cache")  # and where only the file is at hand, it repeats a run that was made elsewhere
+    assert cli("verify", one.stem, "--records", "two", "--corpus", "toy.txt")[0] == 0
 
 
 # What is refused: one line that names the value and what is allowed, exit status 2, no traceback
@@ -740,6 +798,8 @@ def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
         (["--characters", "-1"], ["characters=-1", "at least 0"]),
         (["--temperature", "0"], ["temperature=0.0", "must be positive"]),
         (["--top-k", "0"], ["top_k=0", "at least 1"]),
+        (["--window", "all"], ["window='all'", "'exact', 'halves'"]),
+        (["--prompt", "a", "--prompt", ""], ["prompt=''", "at least one character"]),
     ],
 )
 def test_sample_refuses_what_cannot_work(cli, checkpoint, options, fragments):

@@ -68,6 +68,7 @@ def test_what_trains_needs_no_extra_and_what_shows_names_it(folder):
         assert status == 0, err
 
 
+@pytest.mark.needs("plotext")
 @pytest.mark.parametrize("package", [name for name, extra in EXTRA.items() if extra == "figures"])
 def test_a_single_package_that_is_missing_is_named(folder, package):
     toy_record(toy_spec(), suite="").write("book/records")
@@ -79,6 +80,7 @@ def test_a_single_package_that_is_missing_is_named(folder, package):
         assert package in err and 'pip install "localgpt[figures]"' in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.needs("pandas")
 def test_who_has_neither_a_home_nor_a_name_can_work(folder):
     env = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.defpath, "OMP_NUM_THREADS": "1"}
     env |= {"TMPDIR": str(folder / "tmp"), "MPLCONFIGDIR": str(folder / "tmp")}
@@ -95,6 +97,7 @@ def test_who_has_neither_a_home_nor_a_name_can_work(folder):
 PRINTING = [["--version"], ["--help"], ["corpus", "toy.txt"], ["table"], ["plot"]]
 
 
+@pytest.mark.needs("plotext")
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_what_nobody_gets_is_a_failure_in_a_real_process_too(folder, arguments):
     if arguments[0] in ("table", "plot"):

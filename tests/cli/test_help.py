@@ -127,7 +127,9 @@ def test_numbers_say_what_they_count(config):
 
 
 def test_a_lower_temperature_is_more_cautious(cli):
-    assert "below 1 keeps to likelier characters (more cautious)" in " ".join(cli("sample", "-h")[1].split())
+    said = " ".join(cli("sample", "-h")[1].split())
+    assert "below 1 keeps to likelier characters (more cautious)" in said
+    assert "all K are computed anew for each character; halves" in said and "repeatable" in said
 
 
 def test_no_help_and_no_docstring_names_a_file_that_is_not_there():

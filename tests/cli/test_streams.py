@@ -127,6 +127,7 @@ def test_a_letter_that_the_terminal_lacks_is_a_question_mark(cli, encoding):
     assert shown.startswith(re.sub("[^ab \n]", "?", record.sample)) and "final validation loss" in shown
 
 
+@pytest.mark.needs("pandas")
 def test_a_real_process_prints_in_ascii_and_survives_closed_streams(folder, letters):
     def run(*arguments, redirect="", **environment):
         command = f'"{sys.executable}" -m localgpt_core {" ".join(map(str, arguments))} {redirect}'
@@ -303,6 +304,7 @@ def test_what_people_do_not_see_in_a_text_is_said(cli):
     )
 
 
+@pytest.mark.needs("pandas")
 def test_a_table_of_all_records_has_a_row_for_each_spec(cli):
     for options in ([], ["--seed", "2"], ["--lr", "0.01"]):
         assert cli(*TRAIN, *options) == 0
@@ -315,6 +317,7 @@ def test_a_table_of_all_records_has_a_row_for_each_spec(cli):
     ]
 
 
+@pytest.mark.needs("pandas")
 def test_records_of_a_spec_that_a_suite_no_longer_has_are_named(cli):
     cli("run", "suite.toml")
     Path("suite.toml").write_text(TOY_SUITE.replace("freeze_body = true", "freeze_body = true, lr = 0.5"))

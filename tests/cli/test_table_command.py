@@ -6,9 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from toys import TOY_SIZES, TOY_SUITE, toy_record, toy_spec
 
 from localgpt_core.records import load_records
+
+pytestmark = pytest.mark.needs("pandas")
 
 ONE_ARM = TOY_SUITE.partition("[arms.frozen]")[0]
 FLOORS = r"floors of toy: uniform \d\.\d{3}, unigram \d\.\d{3}, bigram \d\.\d{3}, 3-gram .*\n"

@@ -10,7 +10,8 @@ from localgpt_core.corpus import corpus as corpus_module
 from localgpt_core.corpus import known
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.known import cheap_corpus, find_corpus, known_text
-from localgpt_core.corpus.vocabulary import encode
+from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, encode
+from localgpt_core.records.specs import resolve_spec
 
 TEXT = "a rose by any other name\nwould smell as sweet\n"
 
@@ -157,6 +158,50 @@ def test_a_users_text_with_the_name_of_ours_is_the_users(tmp_path):
     (tmp_path / "shakespeare.txt").write_text(TEXT)
     corpus = load_corpus(str(tmp_path / "shakespeare.txt"))
     assert find_corpus("shakespeare", corpus.sha256).text == TEXT
+
+
+@pytest.fixture
+def ours(monkeypatch):
+    """Let a small text be the corpus `complete`, which this machine can build as little as the others."""
+    text = "First Citizen:\nSpeak, speak.\n\n" * 30
+    monkeypatch.setitem(corpus_module.SHA256, "complete", known_digest(text))
+    monkeypatch.setattr(corpus_module, "read_plays", lambda *names: pytest.fail("built"))
+    return text
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_file_with_the_text_of_ours_is_ours_whatever_it_is_called(ours, mark, tmp_path, cache):
+    file = tmp_path / "a poem.txt"
+    file.write_text(mark + ours, encoding="utf-8")
+    corpus = load_corpus(str(file))
+    assert (corpus.name, corpus.text, corpus.sha256) == ("complete", ours, known_digest(ours))
+    assert corpus.vocabulary == SHAKESPEARE_VOCABULARY != "".join(sorted(set(ours)))
+    # A machine that cannot build it then knows it by its name, and by its digest, with the file gone too.
+    assert known_text(corpus.sha256) == file
+    file.unlink()
+    assert (cache / "complete.txt").read_text() == ours
+    assert load_corpus("complete").ids.tolist() == corpus.ids.tolist()
+    assert find_corpus("complete", corpus.sha256).text == ours
+    assert cheap_corpus("complete", corpus.sha256).text == ours
+
+
+def test_the_digest_of_a_run_is_that_of_the_corpus_whether_it_is_named_or_a_file(ours, tmp_path, cache):
+    (tmp_path / "mine.txt").write_text(ours)
+    from_file = resolve_spec("tiny", {}, {"seed": 3}, load_corpus(str(tmp_path / "mine.txt")))
+    assert from_file == resolve_spec("tiny", {}, {"seed": 3}, load_corpus("complete"))
+    by_hand = Corpus("complete", ours, SHAKESPEARE_VOCABULARY)
+    assert from_file.digest == resolve_spec("tiny", {}, {"seed": 3}, by_hand).digest
+    assert from_file.model.vocab_size == 65
+    (tmp_path / "complete.txt").write_text(ours + "\n")
+    other = load_corpus(str(tmp_path / "complete.txt"))  # another text stays a user's own, of its own symbols
+    assert (other.name, other.vocab_size) == ("complete", len(set(ours)))
+    assert find_corpus("complete", other.sha256).text == ours + "\n"
+
+
+def test_a_file_of_ours_is_ours_also_where_no_cache_can_be_written(ours, tmp_path, cache):
+    cache.write_text("a file in the place of the folder")
+    (tmp_path / "mine.txt").write_text(ours)
+    assert load_corpus(str(tmp_path / "mine.txt")).name == "complete"
 
 
 def test_a_large_text_and_one_that_would_be_built_are_not_cheap(poem, monkeypatch):

@@ -16,7 +16,8 @@ from localgpt_core.experiments import execute
 from localgpt_core.records.specs import RunSpec
 from localgpt_core.training import RunState
 from localgpt_core.training import state as run_state
-from localgpt_core.training.step import compiled, precision
+from localgpt_core.training import step as steps
+from localgpt_core.training.step import build_model, compiled, evaluate, precision
 
 # Torch's own, when it looks into its autograd Functions.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -88,25 +89,79 @@ def test_every_choice_of_every_option_is_among_them():
 @pytest.mark.parametrize(
     ("model", "changes", "number"),
     [
-        ({"method": "fa", "fa_grape": True}, {}, 1),
-        ({"method": "kp"}, {}, 1),
-        ({"method": "dfa"}, {"anchor_interval": 3}, 2),
-        ({"vq_codes": 5}, {"vq_start": 4}, 2),
-        ({"dropout": 0.1}, {}, 2),  # with dropout, and once without to be compared
+        ({"method": "fa", "fa_grape": True}, {}, 1 + 1),
+        ({"method": "kp"}, {}, 1 + 1),
+        ({"method": "dfa"}, {"anchor_interval": 3}, 2 + 1),
+        ({"vq_codes": 5}, {"vq_start": 4}, 2 + 2),
+        ({"dropout": 0.1}, {}, 2 + 1),  # with dropout, and once without to be compared
+        # As many as there can be; torch allows 8.
+        ({"method": "fa", "dropout": 0.1, "vq_codes": 5}, {"vq_start": 4, "anchor_interval": 3}, 5 + 2),
     ],
-    ids=["probes", "mirror", "anchors", "late codes", "dropout"],
+    ids=["probes", "mirror", "anchors", "late codes", "dropout", "all of it"],
 )
-def test_a_run_is_compiled_once_for_each_kind_of_step(model, changes, number, graphs):
+def test_a_run_is_compiled_once_for_each_kind_of_step_and_of_evaluation(model, changes, number, graphs):
     config = toy_train(steps=10, eval_interval=2, compile=True, **changes)
     result = train(toy_model(**model), config, toy_corpus(), diagnose_every=5)
     assert result.status == "finished" and graphs.frame_count == number
 
 
-def test_the_tenth_run_of_a_process_is_compiled_too(graphs):
+def test_the_tenth_run_of_a_process_is_compiled_too(graphs, monkeypatch):
+    monkeypatch.setattr(run_state, "evaluate", lambda *args: 1.0)
     config = toy_train(steps=1, compile=True)
     for number in range(1, 11):
         train(toy_model(n_embd=8 * number), config, toy_corpus())
         assert graphs.frame_count == number
+
+
+@pytest.mark.parametrize(  # windows of 7 characters: there are 28, and 4 characters that are left
+    ("tokens", "precision"), [(7, "float64"), (21, "float32"), (56, "bfloat16"), (10**9, "float64")]
+)
+def test_evaluations_of_a_run_are_one_graph_and_the_number_of_the_model(
+    tokens, precision, graphs, monkeypatch
+):
+    monkeypatch.setitem(steps.EVAL_TOKENS, "cpu", tokens)
+    config = toy_train(compile=True, precision=precision)
+    run = RunState(toy_model(method="fa", dropout=0.2), config, toy_corpus(), torch.device("cpu"))
+    assert graphs.frame_count == 1
+    ops, found = [graphs.op_count], []
+    for _ in range(3):
+        run.advance()
+        found.append((run.evaluate(), evaluate(run.model, run.val, config)))
+        assert graphs.frame_count == 3
+        ops.append(graphs.op_count)
+    assert ops[0] < ops[1] == ops[2] == ops[3]
+    sizes = [node.meta.get("example_value") for graph in graphs.graphs for node in graph.graph.nodes]
+    assert not any(isinstance(size, torch.SymInt) for size in sizes)  # each graph is of one shape
+    for compiled_, eager in found:
+        assert compiled_ == pytest.approx(eager, rel=1e-3 if precision == "bfloat16" else 1e-6)
+    assert found[0] != found[1]
+
+
+def test_an_evaluation_of_a_compiled_run_goes_through_the_compiled_model(monkeypatch):
+    """All but what is left over: of 28 windows in batches of 8, 4 windows and 4 characters."""
+    monkeypatch.setitem(steps.EVAL_TOKENS, "cpu", 8 * 7)
+    shapes = {"compiled": [], "model": []}
+
+    def noting(kind, model):
+        model.register_forward_pre_hook(lambda _, args: shapes[kind].append((*args[0].shape,)))
+        return model
+
+    model = build_model(toy_model(), toy_train())
+    stepped = noting("compiled", Passed(model))
+    noting("model", model)
+    evaluate(model, toy_corpus().val, toy_train(), stepped)
+    assert shapes["compiled"] == 3 * [(8, 7)] and shapes["model"] == [*3 * [(8, 7)], (4, 7), (1, 4)]
+
+
+class Passed(torch.nn.Module):
+    """A compiled form, as far as an evaluation knows it: what calls the model."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args):
+        return self.model(*args)
 
 
 def test_what_cannot_be_one_graph_is_an_error(graphs):

@@ -444,6 +444,81 @@ def test_the_cache_spares_work(monkeypatch):
     assert widths == [2, 1, 1, 1, 1, BLOCK]
 
 
+def lengths_of_halves(block_size, last):
+    """Return the lengths of the contexts after 1 ... ``last`` tokens, told step by step."""
+    lengths, half = [1], math.ceil(block_size / 2)
+    while len(lengths) < last:
+        lengths.append(half if lengths[-1] == block_size else lengths[-1] + 1)
+    return lengths
+
+
+@pytest.mark.parametrize("window", ["exact", "halves"])
+@pytest.mark.parametrize("block_size", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("case", [*MODES, "everything-sigmoid"])
+def test_every_token_is_drawn_from_the_context_that_is_documented(case, block_size, window, monkeypatch):
+    model = make_model(**MODEL_CASES[case], block_size=block_size, dropout=0.2)
+    seen, inner = [], model_module._probabilities
+    monkeypatch.setattr(
+        model_module, "_probabilities", lambda logits, *more: seen.append(logits) or inner(logits, *more)
+    )
+    for prompt in (1, block_size, block_size + 1, 2 * block_size + 3):
+        idx, new = torch.randint(V, (B, prompt)), 3 * block_size + 2
+        seen.clear()
+        text = model.generate(idx, new, window=window)
+        assert torch.equal(text[:, :prompt], idx) and text.shape == (B, prompt + new) and len(seen) == new
+        halves = lengths_of_halves(block_size, prompt + new)
+        for n, logits in zip(range(prompt, prompt + new), seen, strict=True):
+            length = halves[n - 1] if window == "halves" else min(n, block_size)
+            with torch.no_grad():
+                fresh = model.eval()(text[:, n - length : n])[0][:, -1]
+            torch.testing.assert_close(logits, fresh, rtol=0, atol=1e-12)
+
+
+def test_the_contexts_of_halves_are_between_a_half_and_a_whole_block():
+    assert [model_module._half(n, 4) for n in range(1, 12)] == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
+    assert [model_module._half(n, 5) for n in range(1, 12)] == [1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5]
+    assert [model_module._half(n, 1) for n in range(1, 4)] == [1, 1, 1]
+    assert [model_module._half(n, 2) for n in range(1, 7)] == [1, 2, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("window", ["exact", "halves"])
+def test_a_text_that_is_continued_in_parts_is_the_same(window):
+    model, idx = make_model(), torch.randint(V, (B, 2))
+    sources = [torch.Generator().manual_seed(4) for _ in range(2)]
+    whole = model.generate(idx, 3 * BLOCK + 1, generator=sources[0], window=window)
+    for new in (BLOCK, 2, 0, 2 * BLOCK - 1):
+        idx = model.generate(idx, new, generator=sources[1], window=window)
+    assert torch.equal(idx, whole)
+
+
+def test_halves_cost_less_than_two_tokens_per_token(monkeypatch):
+    model, widths = make_model(block_size=6), []
+    inner = model.logits
+    monkeypatch.setattr(
+        model, "logits", lambda idx, caches: widths.append(idx.shape[1]) or inner(idx, caches)
+    )
+    model.generate(torch.zeros(1, 2, dtype=torch.long), 5 + 3 * 4, window="halves")
+    assert widths == [2, 1, 1, 1, 1, *3 * [3, 1, 1, 1]]  # 6 tokens for 4
+    widths.clear()
+    model.generate(torch.zeros(1, 9, dtype=torch.long), 4, window="halves")  # at a context of 5
+    assert widths == [5, 1, 3, 1]
+
+
+def test_a_row_with_a_generator_of_its_own_does_not_depend_on_the_rows_beside_it():
+    model, idx = make_model(), torch.randint(V, (4, 2))
+
+    def source(row):
+        return torch.Generator().manual_seed(10 + row)
+
+    together = model.generate(idx, 2 * BLOCK, generator=[source(row) for row in range(4)])
+    for row in range(4):
+        alone = model.generate(idx[row : row + 1], 2 * BLOCK, generator=source(row))
+        assert torch.equal(together[row : row + 1], alone)
+    assert torch.equal(model.generate(idx[:1], 9, generator=[source(0)]), together[:1, : 2 + 9])
+    with_same = model.generate(idx[[1, 0, 1]], 9, generator=[source(1), source(5), source(1)])
+    assert torch.equal(with_same[0], with_same[2]) and torch.equal(with_same[0], together[1, : 2 + 9])
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_generate_restores_the_mode_also_when_it_fails(training, monkeypatch):
     model = make_model(dropout=0.5).train(training)
@@ -547,6 +622,9 @@ def test_a_top_k_above_the_vocabulary_keeps_everything():
         ({"top_k": -3}, "top_k=-3: must be at least 1"),
         ({"top_k": 2.5}, "top_k=2.5: must be an integer"),
         ({"top_k": 0}, "top_k=0: must be at least 1"),
+        ({"window": "half"}, "window='half': allowed are 'exact', 'halves'"),
+        ({"window": None}, "window=None: allowed are 'exact', 'halves'"),
+        ({"generator": []}, "generator=0: generators for 1 rows; one for each, or one for all"),
         ({"idx": torch.zeros(1, 0, dtype=torch.long)}, r"idx.shape=\(1, 0\): must be \(B, T\), T > 0"),
         ({"idx": torch.zeros(3, dtype=torch.long)}, r"idx.shape=\(3,\): must be"),
     ],

@@ -125,7 +125,7 @@ def mean_loss_one_by_one(model, ids):
 @pytest.mark.parametrize("length", [8, 9, 71, 76, 97])  # block_size + 1, + 2, whole windows, a ragged rest
 @pytest.mark.parametrize("eval_tokens", [1, 21, 16384])
 def test_evaluation_is_the_mean_over_every_character(monkeypatch, length, eval_tokens):
-    monkeypatch.setattr(steps, "EVAL_TOKENS", eval_tokens)
+    monkeypatch.setitem(steps.EVAL_TOKENS, "cpu", eval_tokens)
     config = toy_train(precision="float64")
     model = build_model(toy_model(dropout=0.5), config)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_an_evaluation_on_some_batches_takes_windows_from_the_whole_split(
     monkeypatch, eval_tokens, eval_iters, chosen
 ):
     """Of 11 windows of 7 and a rest of 3, the n batches of 3 have those of floor(i 11 / (3 n))."""
-    monkeypatch.setattr(steps, "EVAL_TOKENS", eval_tokens)
+    monkeypatch.setitem(steps.EVAL_TOKENS, "cpu", eval_tokens)
     config = toy_train(precision="float64", eval_iters=eval_iters)
     model = build_model(toy_model(), config).eval()
     with torch.no_grad():
@@ -536,6 +536,33 @@ class Clock:
 )
 def test_a_run_that_cannot_make_its_deadline_is_given_up_early(monkeypatch, seconds, status, steps_done):
     clock = Clock(monkeypatch)
+    result = train(toy_model(), toy_train(steps=40), toy_corpus(), deadline=clock.now + seconds)
+    assert (result.status, result.steps_done) == (status, steps_done)
+
+
+class Queue(Clock):
+    """A device that is at work when a step has returned: a step takes its second as soon as one waits."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.queued = 0.0
+        monkeypatch.setattr(training, "wait_for", self.wait)
+
+    def tick(self):
+        self.queued += 1.0
+
+    def wait(self, device):
+        assert device == torch.device("cpu")
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "steps_done"), [(40.0, "finished", 40), (39.5, "out_of_time", 25)]
+)
+def test_the_speed_of_a_device_is_measured_when_it_has_done_its_steps(
+    monkeypatch, seconds, status, steps_done
+):
+    clock = Queue(monkeypatch)
     result = train(toy_model(), toy_train(steps=40), toy_corpus(), deadline=clock.now + seconds)
     assert (result.status, result.steps_done) == (status, steps_done)
 
