@@ -39,7 +39,8 @@ def table(
 ) -> None:
     """Print what is recorded: mean, spread and number of runs per arm, or per spec with what differs.
 
-    Losses are in nats per character, beside the n-gram floors of texts that are at hand and small.
+    Runs that were made on a CPU and on a GPU stand in different rows. Losses are in nats per character,
+    beside the n-gram floors of texts that are at hand and small.
     """
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
@@ -65,8 +66,13 @@ def table(
         shared = [r.suite or "localgpt train" for r in shown.values() if r.suite != plan.name]
         if shared:
             say(f"{len(shared)} of {len(shown)} runs were recorded by {', '.join(sorted({*shared}))}")
-        frame = arm_frame(runs).assign(corpus_sha256=text.sha256)
-        people = settings_last(arm_table(runs))
+        missing = [run for run in plan.plan(text, preset) if run.spec.digest not in found]
+        if missing:
+            names = ", ".join(f"{run.arm.name} seed {run.spec.seed}" for run in missing)
+            say(f"{len(missing)} runs are not recorded: {names}")
+        devices = runs.groupby("arm", sort=False)["device"].first()
+        frame = arm_frame(runs).assign(device=[*devices], corpus_sha256=text.sha256)
+        people = settings_last(arm_table(runs).assign(device=[*devices]))
     by_text = cheap_floors(shown)
     if csv or json:
         numbers = with_floors(frame, by_text)
