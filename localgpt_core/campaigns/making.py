@@ -15,7 +15,8 @@ from localgpt_core.campaigns.ranking import Stage, best_rate, read_ranking
 from localgpt_core.campaigns.timing import time_arms
 from localgpt_core.common.environment import COMMIT_VARIABLE, code_version, environment
 from localgpt_core.common.files import atomic_write, require_writable
-from localgpt_core.common.validation import Refusal
+from localgpt_core.common.validation import Refusal, require_choice
+from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.experiments.claims import UNFINISHED
 from localgpt_core.experiments.execution import steps_done
@@ -69,6 +70,8 @@ class Campaign:
         whole: bool = False,
         show: Show | None = None,
     ) -> None:
+        if preset is not None:
+            require_choice("preset", preset, PRESETS)
         self.stages, self.folder, self.records = read_ranking(ranking), folder, records
         self.settings, self.preset, self.corpus, self.whole = settings, preset, corpus, whole
         self.show, self.kept, self.bundle = show, folder / "work" / "records", folder / "campaign.jsonl"
