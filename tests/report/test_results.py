@@ -132,13 +132,16 @@ def test_preset_gpu_is_of_runs_on_a_gpu_and_shows_them_the_moment_they_are_recor
             curves=curves,
         )
         on(record, "cpu" if key[0] == "late" else "cuda").write(book / "records" / "toys")
+    curves = {**curves, "val_loss": [4.0, None]}
+    lost = toy_record(runs["bp", 2], status="diverged", tokens_per_s=1e6, best_val_loss=4.0, curves=curves)
+    on(lost, "cuda").write(book / "records" / "toys")
     found = load_results("toys", preset="gpu")
-    assert (found.planned, len(found.runs), found.elsewhere) == (6, 3, 1)
+    assert (found.planned, len(found.runs), found.elsewhere) == (6, 4, 1)
     table = arms_reached(found)
     assert table[["arm", "n", "missing", "lr"]].to_dict("list") == {
         "arm": ["fa", "bp", "late"],
         "n": [2, 1, 0],
-        "missing": [0, 1, 2],
+        "missing": [0, 0, 2],
         "lr": pytest.approx([1e-3, 1e-3, math.nan], nan_ok=True),
     }
     numbers = {"best_val_loss": [2.5, 4.0], "best_step": [20, 0], "final_val_loss": [2.5, 9.0]}
