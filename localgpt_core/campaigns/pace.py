@@ -25,6 +25,7 @@ from localgpt_core.training.state import RunState
 __all__ = ["Pace", "measured_pace", "read_pace", "steppers"]
 
 MEASURED_S, START_S = 3.0, 240.0  # of steps; at most until a process has compiled its model and is warm
+FAREWELL_S = 10.0  # for a process to end by itself
 ENDLESS, WARM_UP_STEPS = 10**12, 5
 GAIN = 1.05  # one more process at a time must be worth its memory
 LARGEST_PACE = 2**16  # bytes
@@ -95,7 +96,7 @@ def steppers(
     started = []
     for _ in range(most):
         ours, theirs = context.Pipe()
-        work = context.Process(target=_step, args=(theirs, spec, corpus, device, threads), daemon=True)
+        work = context.Process(target=_step, args=(theirs, spec, corpus, device, threads))
         work.start()
         theirs.close()
         started.append((work, ours))
@@ -121,10 +122,13 @@ def steppers(
         warm = [answered(pipe, max(0.0, end - time.monotonic())) for _, pipe in started]
         yield together
     finally:
-        for work, pipe in started:
+        for _, pipe in started:
+            pipe.close()
+        end = time.monotonic() + FAREWELL_S
+        for work, _ in started:
+            work.join(max(0.0, end - time.monotonic()))
             work.kill()
             work.join()
-            pipe.close()
 
 
 def _step(pipe: Connection, spec: RunSpec, corpus: Corpus, device: str, threads: int) -> None:
