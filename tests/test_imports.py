@@ -34,6 +34,7 @@ training
 records
 experiments
 bench
+campaigns
 report
 cli
 """.split("\n")

@@ -34,6 +34,7 @@ PLAYED: dict[str, tuple[str, str]] = {
         r"goes on from step 10/20.*record: runs/",
     ),
     "localgpt run book/suites/baseline.toml --jobs 2": ("", r"^baseline: complete"),
+    "localgpt campaign --time-budget 550 --out FOLDER": ("own/ranking.toml", r"campaign: complete"),
     "localgpt table book/suites/baseline.toml": ("", r"bp sigmoid +3 +1\.8\d\d"),
     "localgpt table --records runs": ("", r"fa +1 .*floors of toy: "),
     "localgpt plot book/suites/baseline.toml": ("", r"a bp sigmoid.*frozen body.*nats +step"),
@@ -69,6 +70,9 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     (tmp_path / "book" / "chapters").symlink_to(ROOT / "book" / "chapters")
     (tmp_path / "toy.txt").write_text(toy_text())
     (tmp_path / "suite.toml").write_text(TOY_SUITE)
+    (tmp_path / "own" / "suites").mkdir(parents=True)
+    (tmp_path / "own" / "suites" / "toy.toml").write_text(TOY_SUITE)
+    (tmp_path / "own" / "ranking.toml").write_text('[[stages]]\nsuite = "toy"\n')
     (tmp_path / "arm.toml").write_text('model = { method = "bp" }\ntrain = { steps = 4 }\n')
     environment = os.environ | {
         "HOME": str(tmp_path),

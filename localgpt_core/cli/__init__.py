@@ -1,7 +1,7 @@
 """The command line.
 
-One file for the command that trains, one for those on suites and records, one for the rest, their shared
-options, how a run shows itself, and how a figure of the book is found. A command reads its options, calls the
+One file for the command that trains, one each for those on suites and on records, one for the rest, their
+shared options, what is printed, and how a figure of the book is found. A command reads its options, calls the
 rooms below and prints what they return; it imports them when it runs, so that help is there at once. An error
 is one line; the exit status says whether it is the user's (2) or not (1).
 """

@@ -1,4 +1,4 @@
-"""The command line: train, run, table, plot, figure, sample, verify, bench, corpus, export, import.
+"""The command line: train, run, campaign, table, plot, figure, sample, verify, bench, corpus, export, import.
 
 An error is one line on stderr, and the exit status says whose it is, see ``localgpt --help``.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from localgpt_core.cli import options, plots, records, training
+from localgpt_core.cli import options, plots, records, suites, training
 from localgpt_core.cli.options import Device, Overwrite, Preset, Threads, require_absent, say, text_of
 from localgpt_core.cli.streams import abandon_stdout, starting, steady_streams
 from localgpt_core.common.environment import TRACEBACK_VARIABLE, code_version
@@ -208,7 +208,13 @@ def bench(
     print(table, peaks, sep="\n\n")
 
 
-for part in (training.commands, records.commands, plots.commands, others):  # the order of the help
+for part in (
+    training.commands,
+    suites.commands,
+    records.commands,
+    plots.commands,
+    others,
+):  # the order of the help
     app.add_typer(part)
 
 

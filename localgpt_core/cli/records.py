@@ -1,6 +1,5 @@
-"""The commands that work on suites and records: run, table, figure, verify, export, import."""
+"""The commands that work on records: table, figure, verify, export, import."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,75 +16,14 @@ from localgpt_core.cli.options import (
     Threads,
     require_absent,
     say,
-    text_of,
 )
-from localgpt_core.cli.progress import announced, progress
-from localgpt_core.cli.streams import interrupt_at_the_end_of_stdin, starting, tell
+from localgpt_core.cli.streams import progress, starting, tell
 from localgpt_core.common.files import require_writable
-from localgpt_core.common.validation import printable, require, require_integer
+from localgpt_core.common.validation import printable, require
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
-
-MOST_JOBS = 1024  # processes, each of which imports torch
-
-
-@commands.command()
-def run(
-    suite: Annotated[Path, typer.Argument(help="TOML file of a suite, such as book/suites/baseline.toml")],
-    preset: OtherPreset = None,
-    device: Device = "cpu",
-    jobs: Annotated[int, typer.Option(help="number of runs side by side")] = 1,
-    threads: Threads = 1,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
-    ] = None,
-    records: Records = BOOK_RECORDS,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
-    ] = None,
-    corpus: OtherCorpus = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="digest of a run to make if it is not yet recorded; repeatable", show_default="all of them"
-        ),
-    ] = None,
-    stop_with_stdin: Annotated[
-        bool, typer.Option("--stop-with-stdin", hidden=True, help="stop as after Ctrl-C when stdin ends")
-    ] = False,
-) -> None:
-    """Make the runs of a suite that are not yet recorded; can be stopped and started again.
-
-    A run that is stopped goes on from where it was, bit for bit. One that another process is making is waited
-    for, or, asked for by its digest, left to it (exit status 4).
-    """
-    if stop_with_stdin:
-        interrupt_at_the_end_of_stdin()
-    with starting():
-        from localgpt_core.corpus.corpus import load_corpus
-        from localgpt_core.experiments.processes import STATUSES
-        from localgpt_core.experiments.scheduler import SuiteRun
-        from localgpt_core.experiments.suites import read_suite
-        from localgpt_core.training.settings import RunSettings
-    require_integer("jobs", jobs, 1, MOST_JOBS)
-    require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
-    deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
-    settings = RunSettings(device=device, threads=threads, deadline=deadline)
-    plan = read_suite(suite)
-    text = load_corpus(corpus or plan.corpus)
-    if not only:  # runs side by side are asked for one by one, and need not all say it
-        text_of(corpus or plan.corpus, text)
-    folder = out or records / plan.name
-    show = announced if only else progress  # runs side by side are asked for one by one
-    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus, show)
-    outcome = suite_run.make(jobs, say, only or ())
-    if not only:
-        to_go_on = "complete" if outcome == "complete" else "not complete; start it again to go on"
-        tell(f"{plan.name}: {to_go_on}")
-    raise typer.Exit(STATUSES[outcome])
 
 
 @commands.command()
@@ -101,7 +39,8 @@ def table(
 ) -> None:
     """Print what is recorded: mean, spread and number of runs per arm, or per spec with what differs.
 
-    Losses are in nats per character, beside the n-gram floors of texts that are at hand and small.
+    Runs that were made on a CPU and on a GPU stand in different rows. Losses are in nats per character,
+    beside the n-gram floors of texts that are at hand and small.
     """
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
@@ -127,8 +66,13 @@ def table(
         shared = [r.suite or "localgpt train" for r in shown.values() if r.suite != plan.name]
         if shared:
             say(f"{len(shared)} of {len(shown)} runs were recorded by {', '.join(sorted({*shared}))}")
-        frame = arm_frame(runs).assign(corpus_sha256=text.sha256)
-        people = settings_last(arm_table(runs))
+        missing = [run for run in plan.plan(text, preset) if run.spec.digest not in found]
+        if missing:
+            names = ", ".join(f"{run.arm.name} seed {run.spec.seed}" for run in missing)
+            say(f"{len(missing)} runs are not recorded: {names}")
+        devices = runs.groupby("arm", sort=False)["device"].first()
+        frame = arm_frame(runs).assign(device=[*devices], corpus_sha256=text.sha256)
+        people = settings_last(arm_table(runs).assign(device=[*devices]))
     by_text = cheap_floors(shown)
     if csv or json:
         numbers = with_floors(frame, by_text)

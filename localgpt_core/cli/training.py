@@ -17,8 +17,7 @@ from localgpt_core.cli.options import (
     text_of,
     with_config_options,
 )
-from localgpt_core.cli.progress import progress
-from localgpt_core.cli.streams import say, starting, tell
+from localgpt_core.cli.streams import progress, say, starting, tell
 from localgpt_core.common.files import LONGEST_INTEGER, require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from localgpt_core.common.validation import require
 
-__all__ = ["code_version", "environment"]
+__all__ = ["COMMIT_VARIABLE", "code_version", "environment"]
 
 COMMIT_VARIABLE = "LOCALGPT_COMMIT"
 TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"

@@ -6,7 +6,16 @@ the result; where and how a run goes is in `localgpt_core.training.settings`.
 """
 
 from localgpt_core.config.model import LocalGPTConfig
-from localgpt_core.config.presets import PRESETS, build, preset
+from localgpt_core.config.presets import DEVICES, PRESETS, build, preset
 from localgpt_core.config.run import CODEBOOK_BATCHES, TrainConfig, check_run
 
-__all__ = ["CODEBOOK_BATCHES", "LocalGPTConfig", "PRESETS", "TrainConfig", "build", "check_run", "preset"]
+__all__ = [
+    "CODEBOOK_BATCHES",
+    "DEVICES",
+    "LocalGPTConfig",
+    "PRESETS",
+    "TrainConfig",
+    "build",
+    "check_run",
+    "preset",
+]

@@ -8,7 +8,7 @@ from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config.model import LocalGPTConfig
 from localgpt_core.config.run import TrainConfig
 
-__all__ = ["PRESETS", "build", "preset"]
+__all__ = ["DEVICES", "PRESETS", "build", "preset"]
 
 # tiny: tests and live cells; cpu and gpu: nanoGPT's published character configurations.
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -25,6 +25,9 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"batch_size": 64, "steps": 5000, "eval_interval": 250, "precision": "bfloat16", "compile": True},
     ),
 }
+
+# The kind of device that the runs of a preset are made for: what its tables and figures show.
+DEVICES = {"tiny": "cpu", "cpu": "cpu", "gpu": "cuda"}
 
 
 def preset(

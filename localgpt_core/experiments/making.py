@@ -57,6 +57,8 @@ class RunMaker:
         show: What shows a run that is made here: a function of its steps, its title and the step it goes on
             from, whose ``with`` block yields a `Report`; None leaves that to ``settings``.
         corpus_name: What the corpus was loaded by, for the processes of runs side by side; None: the suite's.
+        ended: Called with a run and its outcome, one of the words of `make`, as soon as the run has ended.
+        fits: Whether a run may begin with so many seconds left; None: if the longest one so far would end.
     """
 
     suite: Suite
@@ -67,6 +69,8 @@ class RunMaker:
     preset: str | None = None
     corpus_name: str | None = None
     show: Show | None = None
+    ended: Callable[[PlannedRun, str], None] | None = None
+    fits: Callable[[PlannedRun, float], bool] | None = None
 
     def planned(self) -> dict[str, PlannedRun]:
         """Return the runs of the suite by digest; one that two arms ask for has the diagnostics of both."""

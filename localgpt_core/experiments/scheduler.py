@@ -75,9 +75,15 @@ class SuiteRun(RunMaker):
         try:
             while waiting or running:
                 left_s = self.settings.deadline - time.monotonic()
-                if waiting and left_s < longest_s and (jobs > 1 or told):
-                    say(f"{len(waiting)} runs not started: {left_s:.0f} s left, one takes {longest_s:.0f} s")
-                    waiting.clear()
+                if self.fits is not None:
+                    late = [run for run in waiting if not self.fits(run, left_s)]
+                    why = f"{left_s:.0f} s left are too few"
+                else:
+                    late = waiting if left_s < longest_s and (jobs > 1 or told) else []
+                    why = f"{left_s:.0f} s left, one takes {longest_s:.0f} s"
+                if late:
+                    say(f"{len(late)} runs not started: {why}")
+                    waiting[:] = [run for run in waiting if run not in late]
                     outcomes.append("out_of_time")
                 while len(running) < jobs and (run := self._take(waiting)):
                     running.append(self._start(run) if jobs > 1 else RunHere(self, run, say))
@@ -92,6 +98,8 @@ class SuiteRun(RunMaker):
                 for process in ended:
                     running.remove(process)
                     outcomes.append(self._ended(process, say))
+                    if self.ended is not None:
+                        self.ended(process.run, outcomes[-1])
                     if outcomes[-1] == "complete":
                         longest_s = max(longest_s, process.seconds)
                     elif outcomes[-1] == "elsewhere":

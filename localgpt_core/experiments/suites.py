@@ -19,20 +19,33 @@ Unknown keys are errors. A run is identified by its content: one that another su
 again.
 """
 
+import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from localgpt_core.common.files import LONGEST_INTEGER, read_regular
+from localgpt_core.common.files import LONGEST_INTEGER, atomic_write, read_regular
 from localgpt_core.common.validation import LARGEST, Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.records.consistency import check_name
 from localgpt_core.records.specs import RunSpec, resolve_spec
 
-__all__ = ["Arm", "PlannedRun", "Suite", "read_config", "read_suite"]
+__all__ = [
+    "Arm",
+    "PlannedRun",
+    "Suite",
+    "as_toml",
+    "read_config",
+    "read_seeds",
+    "read_suite",
+    "read_toml",
+    "require_keys",
+    "write_suite",
+]
 
 LARGEST_FILE = 2**20  # bytes
 DEEPEST = 16  # a suite has a list in a table in a table in a table
@@ -101,9 +114,9 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         ValueError: If the file is missing or no TOML, or has an unknown key or a value of a wrong kind.
     """
     path = Path(path)
-    content = _read_toml("suite", path)
+    content = read_toml("suite", path)
     where = f"suite {path}: key"
-    _require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
+    require_keys(where, content, SUITE_KEYS, {"question", "preset", "seeds", "arms"})
     require_choice(f"suite {path}: preset", content["preset"], PRESETS)
     model, train = _overrides(f"suite {path}", content)
     for key in ("question", "corpus"):
@@ -114,7 +127,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     require(isinstance(content["arms"], dict) and content["arms"], where, "arms", "must be a table of arms")
     for name, arm in content["arms"].items():
         check_name(f"suite {path}: arm", name)
-        _require_keys(f"suite {path}, arm {name!r}: key", arm, ARM_KEYS, set())
+        require_keys(f"suite {path}, arm {name!r}: key", arm, ARM_KEYS, set())
         own_model, own_train = _overrides(f"suite {path}, arm {name!r}", arm)
         label = arm.get("label", name)
         require(isinstance(label, str), f"suite {path}, arm {name!r}: label", label, "must be a string")
@@ -124,7 +137,7 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
                 label=label,
                 model={**model, **own_model},
                 train={**train, **own_train},
-                seeds=_seeds(path, arm.get("seeds", content["seeds"])),
+                seeds=read_seeds(f"suite {path}: seeds", arm.get("seeds", content["seeds"])),
                 diagnose_every=_diagnose_every(
                     path, arm.get("diagnose_every", content.get("diagnose_every", 0))
                 ),
@@ -142,6 +155,38 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
     )
 
 
+def write_suite(suite: Suite, path: str | os.PathLike[str]) -> Suite:
+    """Write a suite as a TOML file, atomically, and return what `read_suite` makes of it: the same arms.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    head = {"question": suite.question, "preset": suite.preset, "corpus": suite.corpus}
+    lines = [f"{key} = {as_toml(value)}" for key, value in (head | {"seeds": suite.arms[0].seeds}).items()]
+    for arm in suite.arms:
+        lines += ["", f"[arms.{as_toml(arm.name)}]"]
+        keys = ("label", "model", "train", "seeds", "diagnose_every")
+        lines += [f"{key} = {as_toml(getattr(arm, key))}" for key in keys]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, "\n".join([*lines, ""]))
+    return read_suite(path)
+
+
+def as_toml(value: Any) -> str:
+    """Return a text, a number, a list or a table as TOML writes it on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(k)} = {as_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else as_toml(name)
+
+
 def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of a model and of a run in a TOML file with the tables ``model`` and ``train``.
 
@@ -151,15 +196,20 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         ValueError: If the file is missing or no TOML, or has an unknown key or field.
     """
     path = Path(path)
-    content = _read_toml("config", path)
-    _require_keys(f"config {path}: key", content, {"model", "train"}, set())
+    content = read_toml("config", path)
+    require_keys(f"config {path}: key", content, {"model", "train"}, set())
     for name, cls in (("model", LocalGPTConfig), ("train", TrainConfig)):
         known = {item.name for item in fields(cls)}
-        _require_keys(f"config {path}, {name}: field", content.setdefault(name, {}), known, set())
+        require_keys(f"config {path}, {name}: field", content.setdefault(name, {}), known, set())
     return content["model"], content["train"]
 
 
-def _read_toml(kind: str, path: Path) -> dict[str, Any]:
+def read_toml(kind: str, path: Path) -> dict[str, Any]:
+    """Return what is in a TOML file that is the ``kind`` of file that a message names.
+
+    Raises:
+        ValueError: If the file is missing or no TOML, or too deep for any of its kinds.
+    """
     try:
         content = tomllib.loads(read_regular(path, LARGEST_FILE).decode("utf-8-sig"))
     except OSError as error:
@@ -182,7 +232,8 @@ def _require_plain(where: str, content: dict[str, Any]) -> None:
         values += [(each, depth + 1) for each in inner]
 
 
-def _require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
+def require_keys(where: str, found: dict[str, Any], allowed: set[str], needed: set[str]) -> None:
+    """Raise ``ValueError``, naming ``where``, for a key that is not allowed or one that is missing."""
     require(isinstance(found, dict), where, found, "must be a table")
     for key in found:
         require(key in allowed, where, key, "allowed are " + ", ".join(sorted(allowed)))
@@ -199,12 +250,13 @@ def _overrides(where: str, found: dict[str, Any]) -> tuple[dict[str, Any], dict[
     return tables
 
 
-def _seeds(path: Path, seeds: Any) -> tuple[int, ...]:
+def read_seeds(where: str, seeds: Any) -> tuple[int, ...]:
+    """Return the seeds of a list in a TOML file; ``ValueError``, naming ``where``, if it is none."""
     valid = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= LARGEST for seed in seeds)
     valid = valid and len(seeds) > 0
     allowed = f"must be a list of integers of at least 0 and at most {LARGEST}"
-    require(valid, f"suite {path}: seeds", seeds, allowed)
-    require(len(set(seeds)) == len(seeds), f"suite {path}: seeds", seeds, "must not repeat")
+    require(valid, where, seeds, allowed)
+    require(len(set(seeds)) == len(seeds), where, seeds, "must not repeat")
     return tuple(seeds)
 
 

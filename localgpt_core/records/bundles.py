@@ -26,7 +26,8 @@ def import_bundle(
     """Write each record of a bundle to ``root/<suite>/<digest>.json`` and return the paths.
 
     A damaged line is named to ``on_problem``, and the rest goes on. A record that is already there is kept
-    unless its run broke down.
+    unless its run broke down, or only the new one has diagnostics: there is one record for a digest, whatever
+    it was made on, and how many are left out for one of another kind of device is said.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -36,12 +37,16 @@ def import_bundle(
     none = f"has no line that is a record; {problems[0]}" if problems else ""
     require(len(problems) < len(found), "bundle", str(path), none)
     present = load_records(root, on_problem)
-    written = []
+    written, elsewhere = [], 0
     for record in found:
         if isinstance(record, Refusal):
             on_problem(str(record))
         elif keep(present, record):
             written.append(record.write(Path(root) / record.suite))
+        else:
+            elsewhere += present[record.digest].device_type != record.device_type
+    if elsewhere:
+        on_problem(f"{elsewhere} records left out: the run is recorded here, made on another kind of device")
     return written
 
 

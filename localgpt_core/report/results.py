@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from localgpt_core.common.notebooks import as_markdown
-from localgpt_core.common.validation import Refusal, require
+from localgpt_core.common.validation import require, require_choice
+from localgpt_core.config import DEVICES
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.suites import Suite, read_suite
@@ -25,6 +26,7 @@ from localgpt_core.report.tables import (
     arm_frame,
     arm_table,
     as_typed,
+    book_folder,
     interval,
     measured_values,
     paired_difference,
@@ -35,21 +37,6 @@ from localgpt_core.report.tables import (
 __all__ = ["SuiteResults", "book_folder", "load_results"]
 
 MIN_PAIRS = 3  # below, a comparison has no verdict
-
-
-def book_folder() -> Path:
-    """Return the nearest folder ``book`` with suites, from the working directory upwards.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        for candidate in (folder, folder / "book"):
-            if (candidate / "suites").is_dir():
-                return candidate
-    allowed = "must be inside the checkout, for book/suites; or give the path of a .toml file"
-    raise Refusal(f"working directory {here.name!r}: {allowed}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,8 @@ class SuiteResults:
         records: The records by digest.
         planned: Number of runs the suite asks for.
         corpus: Its text, for `floors`; None where these results were put together by hand.
+        device: The kind of device that its runs were made on.
+        elsewhere: Number of runs that are recorded, but were made on another kind, and are not shown.
 
     Raises:
         ValueError: If the runs of an arm differ in more than their seed, such as the kind of their device.
@@ -74,6 +63,8 @@ class SuiteResults:
     records: dict[str, RunRecord]
     planned: int
     corpus: Corpus | None = None
+    device: str = "cpu"
+    elsewhere: int = 0
 
     def __post_init__(self) -> None:
         for arm, digests in self.runs.groupby("arm", sort=False)["digest"]:
@@ -229,13 +220,16 @@ class SuiteResults:
 
     def origin(self) -> str:
         """Return, in Markdown, what made these results: runs, seeds, device, the command to make them."""
+        others = f"made on another kind of device than {self.device} and not shown"
+        more = f" ({self.elsewhere} {others})" if self.elsewhere else ""
         if self.runs.empty:
-            return f"No run of suite {as_markdown(self.suite.name)} is recorded with preset {self.preset}."
+            name = as_markdown(self.suite.name)
+            return f"No run of suite {name} is recorded with preset {self.preset}{more}."
         records = [self.records[digest] for digest in self.runs["digest"]]
         devices = sorted({str(record.environment.get("device", "unknown")) for record in records})
         seeds = sorted({record.seed for record in records})
         made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
-        made += f"{', '.join(map(str, seeds))}, on {' and '.join(map(as_markdown, devices))}; "
+        made += f"{', '.join(map(str, seeds))}, on {' and '.join(map(as_markdown, devices))}{more}; "
         return f"{made}localgpt run {as_markdown(as_typed(self.suite.path))}"
 
 
@@ -253,14 +247,15 @@ def load_results(
         name: The path of a TOML file, which ends in ``.toml``; or the name of a suite of the book,
             ``book/suites/<name>.toml``, from anywhere inside the checkout.
         preset: Asks for the runs that were made with another preset than the suite's own.
-        device: Asks for those that were made on ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"`` or ``"cuda"``: runs that were made on the other are not shown, only counted, so that
+            nothing mixes them. Default: what the preset is for, ``"cuda"`` for gpu. A record that does not
+            say is the CPU's.
         records: Folder with the records; default: the book's, and for a path ``book/records`` below the
             working directory, where ``localgpt run`` writes them.
         corpus: The text, or a name or path for `load_corpus`, instead of the suite's own.
 
     Raises:
-        ValueError: For a suite, a text or a folder of records that is not there, or an arm whose runs were
-            made on several kinds of device.
+        ValueError: For a suite, a preset, a device, a text or a folder of records that is not there.
     """
     if isinstance(name, os.PathLike) or name.endswith(".toml"):
         path, folder = Path(name), Path(records or "book/records")
@@ -271,9 +266,11 @@ def load_results(
     allowed = "no such folder; records= says where localgpt run has written"
     require(folder.is_dir(), "records", str(folder), allowed)
     text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
-    found = load_records(folder)
-    if device is not None:
-        found = {d: r for d, r in found.items() if r.environment.get("device_type") == device}
+    planned = [run.spec.digest for run in suite.plan(text, preset)]
+    device = device or DEVICES[preset or suite.preset]
+    require_choice("device", device, ("cpu", "cuda"))
+    everywhere = load_records(folder)
+    found = {d: r for d, r in everywhere.items() if r.environment.get("device_type", "cpu") == device}
+    elsewhere = len({*planned} & (everywhere.keys() - found.keys()))
     runs = suite_runs(suite, found, text, preset)
-    planned = len(suite.plan(text, preset))
-    return SuiteResults(suite, preset or suite.preset, runs, found, planned, text)
+    return SuiteResults(suite, preset or suite.preset, runs, found, len(planned), text, device, elsewhere)

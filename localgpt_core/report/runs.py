@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -11,9 +12,10 @@ from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
+from localgpt_core.report.results import SuiteResults
 from localgpt_core.report.tables import arm_numbers, differing, for_people, run_row, settings_of, suite_runs
 
-__all__ = ["asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
+__all__ = ["arms_reached", "asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
 
 Floors = dict[str, tuple[str, dict[str, float]]]  # name and floors of a text by its SHA-256
 
@@ -21,11 +23,11 @@ Floors = dict[str, tuple[str, dict[str, float]]]  # name and floors of a text by
 def run_frame(records: dict[str, RunRecord]) -> pd.DataFrame:
     """Return one row per spec as numbers, the runs of all its seeds together.
 
-    Columns: ``suite`` (empty for the runs of ``localgpt train``), ``arm``, ``preset``; one for each field of
-    the configuration in which runs that are compared differ; ``seeds``, such as ``"1 2 3"``; those of
-    `localgpt_core.report.tables.arm_frame`; ``corpus_sha256``; ``settings``, the fields that tell the row
-    from those it is compared with. All runs of ``localgpt train`` are compared with each other, those of a
-    suite with their namesakes only: there the arm's name says the rest.
+    Columns: ``suite`` (empty for the runs of ``localgpt train``), ``arm``, ``preset``, ``device``; one for
+    each field of the configuration in which runs that are compared differ; ``seeds``, such as ``"1 2 3"``;
+    those of `localgpt_core.report.tables.arm_frame`; ``corpus_sha256``; ``settings``, the fields that tell
+    the row from those it is compared with. All runs of ``localgpt train`` are compared with each other,
+    those of a suite with their namesakes only: there the arm's name says the rest.
     """
     scopes: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records.values():
@@ -55,7 +57,8 @@ def _row(group: list[RunRecord], names: list[str], settings: str) -> dict[str, o
         "suite": first.suite,
         "arm": first.arm,
         "preset": first.preset,
-        **{name: own[name] for name in names},
+        "device": first.device_type,
+        **{name: own[name] for name in names if name != "device"},
         "seeds": " ".join(str(record.seed) for record in group),
         **arm_numbers(first.arm, [run_row(first.arm, "", record) for record in group]),
         "corpus_sha256": first.corpus_sha256,
@@ -69,8 +72,33 @@ def run_table(frame: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(shown["suite"], shown["arm"], strict=True)
     shown.insert(0, "run", [f"{suite}/{arm}" if suite else arm for suite, arm in pairs])
     numbers = ["n", "final loss", "95 % ±", "best", "not finished", "TFLOPs"]
-    kept = ["run", *numbers, "preset", "seeds", "settings"]
+    kept = ["run", *numbers, "preset", "device", "seeds", "settings"]
     return shown[kept if shown["settings"].any() else kept[:-1]]
+
+
+def arms_reached(results: SuiteResults) -> pd.DataFrame:
+    """Return one row per arm of a suite, the lowest loss first and arms without a record last.
+
+    Columns: ``arm``, ``label``; ``n``, its finished runs; ``missing``, those without a record; ``lr``; then,
+    as means over the finished runs: ``best_val_loss``, ``best_step``, where that was measured,
+    ``final_val_loss`` and ``train_loss``, the last point of the training curve. What is not there is NaN.
+    """
+    rows = []
+    for arm in results.suite.arms:
+        own = [*results.of_arm(arm.name)]
+        done = [record for record in own if record.status == "finished"]
+        steps = [r.curves["val_step"][r.curves["val_loss"].index(r.best_val_loss)] for r in done]
+        means = {
+            "lr": [record.run_spec.train.lr for record in own[:1]],
+            "best_val_loss": [record.best_val_loss for record in done],
+            "best_step": steps,
+            "final_val_loss": [record.final_val_loss for record in done],
+            "train_loss": [record.curves["train_loss"][-1] for record in done],
+        }
+        numbers = {name: fmean(values) if values else math.nan for name, values in means.items()}
+        counts = {"n": len(done), "missing": len(arm.seeds) - len(own)}
+        rows.append({"arm": arm.name, "label": arm.label, **counts, **numbers})
+    return pd.DataFrame(rows).sort_values("best_val_loss", kind="stable", ignore_index=True)
 
 
 Shown = list[tuple[str, RunRecord]]  # runs, each with the name of its arm

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
 from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.measure.diagnostics import Diagnostics
@@ -25,6 +25,7 @@ __all__ = [
     "arm_table",
     "as_markdown",
     "as_typed",
+    "book_folder",
     "differing",
     "estimate",
     "for_people",
@@ -41,7 +42,7 @@ __all__ = [
     "suite_runs",
 ]
 
-COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest"]
+COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest", "device"]
 
 
 def suite_runs(
@@ -108,7 +109,7 @@ def require_seeds_once(runs: Mapping[str, Iterable[int]], name: str, field: str 
 
 def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
     """Return the row of one run, see `suite_runs`."""
-    row = {"arm": arm, "label": label}
+    row = {"arm": arm, "label": label, "device": record.device_type}
     for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
         row[name] = getattr(record, name)
     tokens, flops = record.tokens, record.flops_per_token
@@ -130,6 +131,21 @@ def measured_values(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[i
             yield step, "", value
         else:
             yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
+
+
+def book_folder() -> Path:
+    """Return the nearest folder ``book`` with suites, from the working directory upwards.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for candidate in (folder, folder / "book"):
+            if (candidate / "suites").is_dir():
+                return candidate
+    allowed = "must be inside the checkout, for book/suites; or give the path of a .toml file"
+    raise Refusal(f"working directory {here.name!r}: {allowed}")
 
 
 def as_typed(path: Path) -> str:

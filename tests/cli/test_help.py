@@ -16,12 +16,12 @@ import typer
 import localgpt_core
 from localgpt_core.cli import app, streams
 from localgpt_core.cli import main as light_main
-from localgpt_core.cli.progress import progress
+from localgpt_core.cli.streams import progress
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.rules import RULES
 
 ROOT = Path(localgpt_core.__file__).parents[1]
-COMMANDS = "train run table figure verify export import plot sample corpus bench".split()
+COMMANDS = "train run campaign table figure verify export import plot sample corpus bench".split()
 
 
 @pytest.fixture

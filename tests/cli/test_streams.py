@@ -12,8 +12,7 @@ import pytest
 from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_text
 
 from localgpt_core.cli import commands as cli_module
-from localgpt_core.cli.progress import progress
-from localgpt_core.cli.streams import say, tell
+from localgpt_core.cli.streams import progress, say, tell
 from localgpt_core.experiments import execution
 from localgpt_core.records import load_records
 from localgpt_core.training import state as run_state

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toys import TOY_SIZES, TOY_SUITE, toy_record, toy_spec
 
-from localgpt_core.records import load_records
+from localgpt_core.records import load_records, read_record
 
 pytestmark = pytest.mark.needs("pandas")
 
@@ -56,6 +57,22 @@ def test_runs_that_another_suite_recorded_count_and_are_said(cli):
     rows = json.loads(cli("table", "other.toml", "--json")[1])
     assert [(row["arm"], row["n"]) for row in rows] == [("bp", 1), ("fa", 1)]
     assert re.fullmatch(FLOORS, cli("table", "suite.toml")[2])
+
+
+def test_every_row_names_the_kind_of_its_device_and_what_is_missing_is_said(cli):
+    assert cli("run", "suite.toml")[0] == 0
+    (path,) = (path for path in Path("book/records").rglob("*.json") if read_record(path).arm == "bp")
+    own = read_record(path)
+    replace(own, environment={**own.environment, "device_type": "cuda"}).write(path.parent)
+    text = Path("suite.toml").read_text()
+    Path("suite.toml").write_text(text.replace("seeds = [1]", "seeds = [1, 2]"))
+    status, out, err = cli("table", "suite.toml")
+    assert status == 0 and [line.split()[-1] for line in out.splitlines()] == ["device", "cuda", "cpu"]
+    assert err.startswith("2 runs are not recorded: bp seed 2, frozen seed 2\n")
+    rows = json.loads(cli("table", "suite.toml", "--json")[1])
+    assert [(row["arm"], row["device"]) for row in rows] == [("bp", "cuda"), ("frozen", "cpu")]
+    rows = json.loads(cli("table", "--json")[1])
+    assert {row["arm"]: row["device"] for row in rows} == {"bp": "cuda", "frozen": "cpu"}
 
 
 def test_a_text_that_is_not_here_costs_the_floors_only(cli):

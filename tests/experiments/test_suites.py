@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ from localgpt_core.common.validation import Refusal
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import SHA256
 from localgpt_core.experiments.scheduler import missing_runs
-from localgpt_core.experiments.suites import read_config, read_suite
+from localgpt_core.experiments.suites import as_toml, read_config, read_suite, write_suite
 from localgpt_core.records import load_records, read_record
 from localgpt_core.records.specs import resolve_spec
 
@@ -313,3 +315,27 @@ def test_a_name_that_no_record_may_have_is_refused_before_a_run(tmp_path, arm, n
     path.write_text(f'question = "?"\npreset = "tiny"\nseeds = [1]\n[arms."{arm}"]\n')
     with pytest.raises(ValueError, match="must be (printable|a plain name)"):
         read_suite(path)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_a_suite_that_is_written_is_the_same_suite(tmp_path, path):
+    suite = read_suite(path)
+    written = write_suite(suite, tmp_path / "new" / path.name)
+    assert dataclasses.replace(written, path=path) == suite
+    assert write_suite(written, tmp_path / path.name).arms == suite.arms
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'a "quoted" \\ text, \t, \x00, \x7f, é and \N{CHERRIES}',
+        True,
+        [1, -2, 3e-4, 1e300, float("inf")],
+        {"plain": 1, "two words": {"a.b": [False]}, "": "x"},
+    ],
+)
+def test_what_is_written_as_toml_is_read_as_it_was(value):
+    assert tomllib.loads(f"x = {as_toml(value)}") == {"x": value}

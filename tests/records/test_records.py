@@ -458,6 +458,21 @@ def test_a_bundle_gives_the_records_back(folder, tmp_path):
     assert import_bundle(bundle, new) == []
 
 
+def test_a_run_that_is_recorded_on_another_kind_of_device_stays_and_that_is_said(tmp_path):
+    own, new, said = toy_record(toy_spec(1)), toy_record(toy_spec(2)), []
+    own.write(tmp_path / "kept" / "toys")
+    on_gpu = [
+        dataclasses.replace(r, environment={**r.environment, "device_type": "cuda"}) for r in (own, new)
+    ]
+    export_bundle(on_gpu, tmp_path / "bundle.jsonl")
+    (path,) = import_bundle(tmp_path / "bundle.jsonl", tmp_path / "kept", said.append)
+    assert path.stem == new.digest and load_records(tmp_path / "kept") == {
+        own.digest: own,
+        new.digest: on_gpu[1],
+    }
+    assert said == ["1 records left out: the run is recorded here, made on another kind of device"]
+
+
 def test_damaged_lines_of_a_bundle_are_named_and_the_rest_is_taken(folder, tmp_path):
     bundle, new, problems = tmp_path / "bundle.jsonl", tmp_path / "new", []
     export_bundle(load_records(folder).values(), bundle)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.report import drawings, results
 from localgpt_core.report import losses as figures
 from localgpt_core.report.results import book_folder, load_results
+from localgpt_core.report.runs import arms_reached
 from localgpt_core.report.tables import interval
 
 matplotlib.use("Agg")
@@ -90,6 +92,62 @@ def test_every_device_and_the_recorded_seeds_are_named(book):
     assert " on a GPU and toy; " in dataclasses.replace(found, records=records).origin()
     late = dataclasses.replace(found, runs=found.runs.query("arm == 'late'"))
     assert "1 of 6 runs recorded, preset tiny, seeds 1, on toy" in late.origin()
+
+
+def on(record, device):
+    return dataclasses.replace(record, environment={**record.environment, "device_type": device})
+
+
+def test_a_run_made_on_a_gpu_is_in_no_table_of_the_cpu(book):
+    before = load_results("toys")
+    digest = before.runs.query("arm == 'bp' and seed == 2")["digest"].item()
+    on(before.records[digest], "cuda").write(book / "records" / "toys")
+    found = load_results("toys")
+    assert (found.device, found.elsewhere, len(found.runs)) == ("cpu", 1, len(before.runs) - 1)
+    assert found.final_loss("bp")[::2] == (2.0, 1) and digest not in found.records
+    assert "4 of 6 runs recorded, preset tiny, seeds 1, 2, on toy (1 made on another kind" in found.origin()
+    large = load_results("toys", device="cuda")
+    assert (large.device, large.elsewhere, large.final_loss("bp")[::2]) == ("cuda", 4, (2.2, 1))
+    with pytest.raises(ValueError, match="device='gpu': allowed are 'cpu', 'cuda'"):
+        load_results("toys", device="gpu")
+
+
+def test_preset_gpu_is_of_runs_on_a_gpu_and_shows_them_the_moment_they_are_recorded(book):
+    nothing = load_results("toys", preset="gpu")
+    assert nothing.device == "cuda"
+    assert nothing.origin() == "No run of suite toys is recorded with preset gpu."
+    table = arms_reached(nothing)
+    assert table["arm"].tolist() == ["bp", "fa", "late"] and table["missing"].tolist() == [2, 2, 2]
+    assert table["n"].tolist() == [0, 0, 0] and table["best_val_loss"].isna().all()
+    runs = {(run.arm.name, run.spec.seed): run.spec for run in nothing.suite.plan(toy_corpus(), "gpu")}
+    losses = {("fa", 1): [4.0, 2.0], ("fa", 2): [4.0, 3.0], ("bp", 1): [4.0, 9.0], ("late", 1): [4.0, 1.0]}
+    for key, curve in losses.items():
+        curves = {**toy_curves(runs[key]), "val_step": [0, 20], "val_loss": curve}
+        record = toy_record(
+            runs[key],
+            preset="gpu",
+            tokens_per_s=1e6,
+            final_val_loss=curve[1],
+            best_val_loss=min(curve),
+            curves=curves,
+        )
+        on(record, "cpu" if key[0] == "late" else "cuda").write(book / "records" / "toys")
+    curves = {**curves, "val_loss": [4.0, None]}
+    lost = toy_record(runs["bp", 2], status="diverged", tokens_per_s=1e6, best_val_loss=4.0, curves=curves)
+    on(lost, "cuda").write(book / "records" / "toys")
+    found = load_results("toys", preset="gpu")
+    assert (found.planned, len(found.runs), found.elsewhere) == (6, 4, 1)
+    table = arms_reached(found)
+    assert table[["arm", "n", "missing", "lr"]].to_dict("list") == {
+        "arm": ["fa", "bp", "late"],
+        "n": [2, 1, 0],
+        "missing": [0, 0, 2],
+        "lr": pytest.approx([1e-3, 1e-3, math.nan], nan_ok=True),
+    }
+    numbers = {"best_val_loss": [2.5, 4.0], "best_step": [20, 0], "final_val_loss": [2.5, 9.0]}
+    assert {name: table[name].tolist()[:2] for name in numbers} == numbers
+    assert table["train_loss"].tolist()[:2] == [2.5, 2.5]
+    assert load_results("toys").elsewhere == 0 and len(load_results("toys").runs) == 5
 
 
 def test_fields_stand_in_the_row_of_their_run(book):

@@ -1,0 +1,147 @@
+"""The commands that make the runs of suites: run, campaign."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localgpt_core.cli.options import (
+    BOOK_RECORDS,
+    Device,
+    OtherCorpus,
+    OtherPreset,
+    Records,
+    Threads,
+    say,
+    text_of,
+)
+from localgpt_core.cli.streams import announced, interrupt_at_the_end_of_stdin, progress, starting, tell
+from localgpt_core.common.files import LONGEST_INTEGER
+from localgpt_core.common.validation import require, require_integer
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+MOST_JOBS = 1024  # processes, each of which imports torch
+AUTO = "auto"
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it has compiled
+LONGEST_RESERVE_S, RESERVED_SHARE = 20.0, 0.05
+
+
+@commands.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="TOML file of a suite, such as book/suites/baseline.toml")],
+    preset: OtherPreset = None,
+    device: Device = "cpu",
+    jobs: Annotated[int, typer.Option(help="number of runs side by side")] = 1,
+    threads: Threads = 1,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
+    ] = None,
+    records: Records = BOOK_RECORDS,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
+    ] = None,
+    corpus: OtherCorpus = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="digest of a run to make if it is not yet recorded; repeatable", show_default="all of them"
+        ),
+    ] = None,
+    stop_with_stdin: Annotated[
+        bool, typer.Option("--stop-with-stdin", hidden=True, help="stop as after Ctrl-C when stdin ends")
+    ] = False,
+) -> None:
+    """Make the runs of a suite that are not yet recorded; can be stopped and started again.
+
+    A run that is stopped goes on from where it was, bit for bit. One that another process is making is waited
+    for, or, asked for by its digest, left to it (exit status 4).
+    """
+    if stop_with_stdin:
+        interrupt_at_the_end_of_stdin()
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.experiments.processes import STATUSES
+        from localgpt_core.experiments.scheduler import SuiteRun
+        from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.training.settings import RunSettings
+    require_integer("jobs", jobs, 1, MOST_JOBS)
+    require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
+    deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
+    settings = RunSettings(device=device, threads=threads, deadline=deadline)
+    plan = read_suite(suite)
+    text = load_corpus(corpus or plan.corpus)
+    if not only:  # runs side by side are asked for one by one, and need not all say it
+        text_of(corpus or plan.corpus, text)
+    folder = out or records / plan.name
+    show = announced if only else progress  # runs side by side are asked for one by one
+    suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus, show)
+    outcome = suite_run.make(jobs, say, only or ())
+    if not only:
+        to_go_on = "complete" if outcome == "complete" else "not complete; start it again to go on"
+        tell(f"{plan.name}: {to_go_on}")
+    raise typer.Exit(STATUSES[outcome])
+
+
+@commands.command()
+def campaign(
+    out: Annotated[Path, typer.Option(help="folder for all that is made; the next call goes on there")],
+    ranking: Annotated[Path, typer.Argument(help="TOML file of stages, in the order of their worth")] = Path(
+        "book/campaign.toml"
+    ),
+    preset: OtherPreset = None,
+    device: Device = "cpu",
+    jobs: Annotated[
+        str | None,
+        typer.Option(
+            help="number of runs side by side; auto = as many as a short training shows to be fastest",
+            show_default="auto on cuda, else 1",
+        ),
+    ] = None,
+    threads: Threads = 1,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(help="seconds after which the command has ended", show_default="no limit"),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="begin only runs that are likely to end: nothing goes on later")
+    ] = False,
+    records: Records = BOOK_RECORDS,
+    corpus: OtherCorpus = None,
+) -> None:
+    """Make what is missing of many suites, the most valuable first, on a machine that is lent for minutes.
+
+    OUT/campaign.jsonl holds all records made there, for localgpt import, and is whole whenever the command
+    ends or is killed; OUT/rates.toml the learning rates that a search found, OUT/bench-PRESET.json the step
+    times. A run that is cut goes on with the next call, bit for bit.
+    """
+    began = time.monotonic()
+    os.environ.setdefault(COMPILED, str((out / "work" / "compiled").absolute()))
+    with starting():
+        from localgpt_core.campaigns import Campaign
+        from localgpt_core.experiments.processes import STATUSES
+        from localgpt_core.training.settings import RunSettings
+    number = _number_of(jobs or (AUTO if device.startswith("cuda") else "1"))
+    require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
+    budget = float("inf") if time_budget is None else time_budget
+    deadline = began + budget - min(LONGEST_RESERVE_S, RESERVED_SHARE * budget)
+    settings = RunSettings(device=device, threads=threads, deadline=deadline)
+    options = {"preset": preset, "corpus": corpus, "whole": whole, "show": progress}
+    outcome = Campaign(ranking, out, records, settings, **options).make(number, say)
+    tell(f"campaign: {'complete' if outcome == 'complete' else 'not complete; start it again to go on'}")
+    raise typer.Exit(STATUSES[outcome])
+
+
+def _number_of(jobs: str) -> int | None:
+    """Return the number of runs side by side, None if it is to be measured."""
+    if jobs == AUTO:
+        return None
+    number = jobs.isascii() and jobs.isdecimal() and len(jobs) <= LONGEST_INTEGER
+    require(number, "jobs", jobs, f"must be a number or {AUTO}")
+    require_integer("jobs", int(jobs), 1, MOST_JOBS)
+    return int(jobs)
