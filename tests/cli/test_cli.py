@@ -492,8 +492,9 @@ def test_table_names_a_damaged_record_and_shows_the_rest(cli):
     status, out, err = cli("table", "suite.toml")
     assert status == 0
     assert len(out.splitlines()) == 2  # a heading and an arm
-    refused, floors = err.splitlines()
+    refused, missing, floors = err.splitlines()
     assert refused.startswith(f"record {path} is refused: is not JSON")
+    assert missing.startswith("1 runs are not recorded: ")
     assert floors.startswith("floors of toy: uniform ")
 
 
