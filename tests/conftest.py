@@ -39,12 +39,12 @@ def pytest_configure(config):
 
 BASE = os.environ.get("LOCALGPT_TESTS") == "base"
 OWN = "localgpt_core|filelock|numpy|safetensors|torch|tqdm|typer"  # what no machine goes without
-MISSING = re.compile(rf"ModuleNotFoundError: No module named '(?!(?:{OWN})\b)(\w+)")
+MISSING = re.compile(rf"E +ModuleNotFoundError: No module named '(?!(?:{OWN})\b)(\w+)[\w.]*'\s*\Z")
 
 
-def _without(report):
+def _without(report, error):
     """Make of a failure for want of a package a skip that names it, where that is allowed."""
-    found = MISSING.search(str(report.longrepr)) if BASE and report.failed else None
+    found = MISSING.search(error) if BASE and report.failed else None
     if found:
         report.outcome = "skipped"
         report.longrepr = (report.nodeid.partition("::")[0], 0, f"Skipped: needs {found[1]}")
@@ -60,12 +60,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report():
-    return _without((yield))
+    report = yield
+    return _without(report, str(report.longrepr))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    return _without((yield))
+def pytest_runtest_makereport(call):
+    return _without((yield), f"E {call.excinfo.exconly()}" if call.excinfo else "")
 
 
 @pytest.fixture(autouse=True)

@@ -430,6 +430,7 @@ def test_sample_shows_what_its_window_changes(cli, checkpoint):
 # run and table
 
 
+@pytest.mark.needs("pandas")
 def test_run_makes_what_is_missing_and_table_shows_it(cli):
     status, out, err = cli("run", "suite.toml")
     assert (status, out) == (0, "suite: complete\n")
@@ -773,7 +774,13 @@ def assert_refused(outcome, fragments):
     assert [part for part in fragments if part.lower() not in lines[-1].lower()] == [], lines[-1]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+def marked(name):
+    """Return the case of `REFUSED`, and that `localgpt table` needs pandas."""
+    marks = [pytest.mark.needs("pandas")] if REFUSED[name][0][0] == "table" else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [*map(marked, REFUSED)])
 def test_what_cannot_work_is_refused_in_one_line(cli, no_gpu, name):
     Path("empty.txt").touch()
     Path("latin.txt").write_bytes(b"d\xe9j\xe0 vu, " * 20)

@@ -107,6 +107,7 @@ def test_a_suite_is_recorded_wherever_it_prints_to(cli, name):
     assert len(load_records("new")) == 2
 
 
+@pytest.mark.needs("pandas")
 @pytest.mark.parametrize("name", ["gone", "hung up"])
 def test_a_table_that_nobody_gets_is_a_failure(cli, name):
     cli("run", "suite.toml")

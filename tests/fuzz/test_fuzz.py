@@ -122,6 +122,7 @@ def check(case, patch, capsys, arguments, statuses=STATUSES):
     return status, out, err
 
 
+@pytest.mark.needs("pandas")
 @pytest.mark.parametrize("part", range(4))
 def test_a_damaged_record_harms_no_other(folder, monkeypatch, capsys, part):
     ours, other = sorted((folder / "records").glob("*.json"))
