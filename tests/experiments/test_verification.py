@@ -233,9 +233,12 @@ def test_parameters_and_work_of_the_books_records_are_those_of_their_spec(suite)
         "trained": sum(p.numel() for p in parameters if p.requires_grad),
     }
     # What Kolen-Pollack, a late codebook and what precedes the first step cost was counted otherwise then.
+    # Direct feedback had a product for each of q, k and v, and forward mode one for each tangent of zeros.
     before = spec.model.fa_grape_start or spec.model.vq_init == "kmeans"
     otherwise = spec.model.method == "kp" or spec.train.vq_start or before
-    assert record.flops_per_token == pytest.approx(state.flops_per_token, rel=0.025 if otherwise else 1e-5)
+    direct = spec.model.method == "dfa"
+    share = 0.16 if direct and spec.model.fa_grape else 0.035 if direct else 0.025 if otherwise else 1e-5
+    assert record.flops_per_token == pytest.approx(state.flops_per_token, rel=share)
 
 
 @pytest.mark.parametrize(
