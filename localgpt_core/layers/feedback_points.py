@@ -104,7 +104,7 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         """Disturb z instead of x where the error comes in behind a norm: dz = dx / sigma."""
         if not self.norm:
             return disturb(x)
-        _, inverse_sigma = normalise(x.detach())
+        inverse_sigma = normalise(x.detach())[1].to(x.dtype)
         return disturb(x * inverse_sigma) / inverse_sigma
 
     def extra_repr(self) -> str:

@@ -10,8 +10,8 @@ its backward pass:
     layer_norm     y' = gamma (x' - mean x' - z mean(x' z)) / sigma
 
 The last is a formula of backward passes because the Jacobian of z in x is symmetric. Values and tangents are
-those of torch up to rounding. An operation that has no line here, or other arguments with tangents, is
-torch's own.
+those of torch up to rounding. An operation that has no line here, other arguments with tangents, half
+precision and autocast are left to torch.
 """
 
 from collections.abc import Callable
@@ -76,8 +76,8 @@ class LeanForwardMode(TorchFunctionMode):
     ) -> Any:
         """Return what ``func`` returns."""
         kwargs = kwargs or {}
-        # Autocast acts on torch's own operations, not on the kernels below them.
-        if func in FORMULAS and not torch._C._is_any_autocast_enabled():
+        # Autocast, and the types of a LayerNorm in half precision, are not the business of kernels.
+        if func in FORMULAS and not torch._C._is_any_autocast_enabled() and args[0].itemsize >= 4:
             places, formula = FORMULAS[func]
             pairs = {i: pair for i, arg in enumerate(args) if (pair := _pair(arg)) is not None}
             if set(pairs) == places and all(_pair(arg) is None for arg in kwargs.values()):

@@ -135,8 +135,10 @@ class SoftmaxAttention(Attention, MaybeExact):
         # On the CPU the one that drops out is no faster, and draws other masks.
         torchs = self.fused is None and not self.exact and (dropout == 0 or q.device.type != "cpu")
         if torchs and not (torch.jit.is_tracing() or in_forward_mode(q, k, v)):
-            mask = None if T in (1, S) else ~future
-            return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=T == S)
+            # A GPU's kernels are much faster without a mask; there it is not asked what the buffer says.
+            causal = T == S and q.device.type != "cpu"
+            mask = None if causal else ~future
+            return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
         scores = scored(q, k, q.new_zeros(future.shape).masked_fill(future, -torch.inf))
         if self.fused is not None:
             # A copy as of the others, where these are copied: a view of all three would keep all three.

@@ -102,6 +102,17 @@ def test_autocast_acts_as_it_does_without_the_formulas():
     assert torch.equal(plain.primal, lean.primal) and torch.equal(plain.tangent, lean.tangent)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_left_to_torch(dtype):
+    layer = torch.nn.LayerNorm(4).to(dtype)
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(X.to(dtype), torch.ones(2, 3, 4, dtype=dtype))
+        plain = forward_ad.unpack_dual(layer(functional.linear(x, W.to(dtype))[..., :4]))
+        with LeanForwardMode():
+            lean = forward_ad.unpack_dual(layer(functional.linear(x, W.to(dtype))[..., :4]))
+    assert torch.equal(plain.primal, lean.primal) and torch.equal(plain.tangent, lean.tangent)
+
+
 def test_an_estimate_of_the_jacobian_multiplies_no_zeros():
     """Two blocks, a point behind each: values of 6 layers a block and the head, tangents behind the first."""
     network = {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True, "fa_grape": True}
