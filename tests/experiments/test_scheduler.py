@@ -126,7 +126,9 @@ def results(run):
 
 
 def contents(run):
-    return {path: path.read_bytes() for path in run.records.rglob("*.json")}
+    # A folder may go while it is looked for: os.walk passes over it.
+    found = (Path(at) / name for at, _, names in os.walk(run.records) for name in names)
+    return {path: path.read_bytes() for path in found if path.suffix == ".json"}
 
 
 def wait_for_records(run, count, seconds=PATIENCE_S):
