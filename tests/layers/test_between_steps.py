@@ -188,11 +188,11 @@ def test_the_feedback_gets_a_copy_of_the_gradient_unless_it_is_lent():
     model = LocalGPT(LocalGPTConfig(**SIZES, method="kp"))
     idx = torch.arange(6)[None] % 7
     model(idx, idx)[1].backward()
-    for copy in (True, False):
-        mirror(feedback_places(model), copy=copy)
+    for own in (True, False):
+        mirror(feedback_places(model), copy=own)
         for weight, feedback in model.mirrored():
             assert torch.equal(weight.grad, feedback.grad)
-            assert (weight.grad.data_ptr() != feedback.grad.data_ptr()) == copy
+            assert (weight.grad.data_ptr() != feedback.grad.data_ptr()) == own
 
 
 def test_a_replaced_feedback_is_told_and_one_layer_of_two_by_its_name():
