@@ -371,24 +371,13 @@ def test_diagnostics_are_compared_on_their_scale(change, agrees):
 @pytest.mark.parametrize("where", [{}, ELSEWHERE])
 @pytest.mark.parametrize(
     "change",
-    [{"parameters": {"total": 1000, "trained": 901}}, {"flops_per_token": 6000.0}, {"anchor_steps": 1}],
+    [{"parameters": {"total": 1000, "trained": 901}}, {"flops_per_token": 5500.0}, {"anchor_steps": 1}],
     ids=str,
 )
 def test_counts_are_the_same_everywhere(change, where):
     verdict = judge(toy_record(**change), toy_record(**where), 9.0)
     (name,) = change
     assert not verdict.agrees and f"{name}" in verdict.text and "recorded" in verdict.text
-
-
-@pytest.mark.parametrize("loss", [2.5, 2.509, 2.511])
-@pytest.mark.parametrize("commit", ["a" * 40, "b" * 40])
-def test_the_digits_of_another_commit_may_differ_by_the_tolerance(loss, commit):
-    there = toy_record(provenance={**toy_record().provenance, "git_commit": "a" * 40})
-    here = toy_record(provenance={**there.provenance, "git_commit": commit}, final_val_loss=loss)
-    verdict = judge(there, here, 0.01)
-    other = commit != "a" * 40 and loss != 2.5
-    assert verdict.agrees == (loss == 2.5 or (other and loss < 2.51))
-    assert ("another commit: validation losses may differ by 0.01" in verdict.text) == other
 
 
 def test_work_that_is_counted_otherwise_is_said_and_no_difference():
