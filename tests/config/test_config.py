@@ -113,6 +113,13 @@ TRAIN_REFUSALS = {
     "steps": [({"steps": 0}, "steps=0: must be an integer of at least 1")],
     "batch_size": [({"batch_size": 0}, "batch_size=0: must be an integer of at least 1")],
     "eval_iters": [({"eval_iters": -1}, "eval_iters=-1: must be an integer of at least 0")],
+    "eval_between": [
+        ({"eval_between": -1}, "eval_between=-1: must be an integer of at least 0"),
+        (
+            {"eval_iters": 3, "eval_between": 3},
+            "eval_between=3: is what eval_iters is, which is written as 0",
+        ),
+    ],
     "eval_interval": [({"eval_interval": 0}, "eval_interval=0: must be an integer of at least 1")],
     "anchor_interval": [
         ({"anchor_interval": -1}, "anchor_interval=-1: must be an integer of at least 0"),
