@@ -414,6 +414,8 @@ OPTIONS = {
     "jvp_rate": st.sampled_from([0.05, 1.0, 0.0]),
     "jvp_share": st.sampled_from([0.5, 1.0, 0.0]),
     "sign_magnitude": st.sampled_from(["uniform", "random"]),
+    "scale_follows": st.sampled_from(["start", "weight", "probes", "signs"]),
+    "scale_n_probe": few,
     "mirror_n_probe": few,
     "mirror_rate": st.sampled_from([0.1, 1.0, 2.0]),
     "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),
