@@ -28,6 +28,7 @@ __all__ = [
     "in_float32",
     "in_forward_mode",
     "recorded",
+    "recording",
     "set_for_a_while",
     "watch",
     "wide",
@@ -37,18 +38,22 @@ __all__ = [
 Watched = tuple[nn.Module, Callable[[Tensor], None]]
 
 
+def recording() -> bool:
+    """Return whether torch.jit or torch.export records what is computed."""
+    # Not is_exporting(), which before torch 2.13 says so of torch.compile too.
+    return torch.jit.is_tracing() or torch.compiler._is_exporting_flag
+
+
 def recorded(module: nn.Module, field: str, value: object) -> bool:
     """Return whether torch.jit or torch.export records ``module``, whose backward pass they would not keep.
 
     Raises:
         ValueError: In training mode, naming ``field`` and ``value``.
     """
-    # Not is_exporting(), which before torch 2.13 says so of torch.compile too.
-    records = torch.jit.is_tracing() or torch.compiler._is_exporting_flag
-    if records:
+    if recording():
         allowed = "cannot be traced or exported in training mode: call eval() first, or use torch.compile"
         require(not module.training, field, value, allowed)
-    return records
+    return recording()
 
 
 class MaybeExact:

@@ -44,6 +44,16 @@ class TrainConfig:
         minimum=0,
         maximum=MOST_STEPS,
     )
+    eval_between: int = option(
+        0,
+        "batches of an evaluation before the last one, spread evenly over the split; 0 = as the last one",
+        minimum=0,
+        maximum=MOST_STEPS,
+        needs=(
+            "is what eval_iters is, which is written as 0",
+            lambda config: config.eval_between != config.eval_iters,
+        ),
+    )
     freeze_body: bool = option(False, "control: train embeddings and head only")
     anchor_interval: int = option(
         0,
@@ -65,6 +75,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(self)
         check_needs(self)
+
+    def eval_batches(self, step: int) -> int:
+        """Return of how many batches the evaluation after ``step`` steps is; 0 = the whole split."""
+        return self.eval_between if self.eval_between and step < self.steps else self.eval_iters
 
 
 def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:

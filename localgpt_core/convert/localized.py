@@ -48,8 +48,8 @@ class Localized:
     def align_feedback(self, *key: int | str, forward: Forward | None = None) -> None:
         """Let the rule move its feedback: once per training step, before the forward pass.
 
-        Needed with ``fa_grape`` and for the weight mirror; draws depend on ``key`` and the layer's name only,
-        those with ``forward`` on the order in which the layers are called.
+        Needed with ``fa_grape``, for the weight mirror, and if ``scale_follows`` the weight; draws depend on
+        ``key`` and the layer's name only, those with ``forward`` on the order in which the layers are called.
 
         Args:
             key: Where the draws come from, the number of the step for instance.

@@ -1,10 +1,10 @@
 """What a training loop owes to feedback that moves, and a warning where it does not do it.
 
-Aligned feedback (GrAPE, the weight mirror) moves by `Localized.align_feedback`, mirrored feedback
-(Kolen-Pollack) by `Localized.mirror_gradients`. `loops` writes down what a loop looks like that does both.
-A loop that calls neither trains by (direct) feedback alignment and looks as if it did not. So the first layer
-that is trained is watched: if its weight has taken a step after a backward pass and a call that is owed was
-never made, one warning names it.
+Aligned feedback (GrAPE, the weight mirror, a scale that follows) moves by `Localized.align_feedback`,
+mirrored feedback (Kolen-Pollack) by `Localized.mirror_gradients`. `loops` writes down what a loop looks like
+that does both. A loop that calls neither trains by (direct) feedback alignment and looks as if it did not. So
+the first layer that is trained is watched: if its weight has taken a step after a backward pass and a call
+that is owed was never made, one warning names it.
 """
 
 import warnings
@@ -59,6 +59,13 @@ def _forward(rule: LearningRule) -> str:
     return ", forward=lambda: module(x)" if rule.aligns == "network" else ""
 
 
+def _without(rule: LearningRule) -> str:
+    """Return what ``rule`` is where its feedback stays."""
+    if rule.options.scale_follows != "start":
+        return "scale_follows='start'"
+    return "direct " * (rule.error == "output") + "feedback alignment"
+
+
 class Upkeep:
     """The calls that a conversion by ``rule`` still waits for; shared by its layers.
 
@@ -91,12 +98,12 @@ class Upkeep:
             self.watched, self.before = layer.place, entries
             layer.weight.register_post_accumulate_grad_hook(self._note_backward)
         elif self.watched == layer.place and self.went_back and not torch.equal(entries, self.before):
-            forward, direct = _forward(self.rule), "direct " * (self.rule.error == "output")
+            forward = _forward(self.rule)
             calls = " and ".join(CALLS[name].format(forward=forward) for name in self.owed)
             self.owed = []
             warnings.warn(
                 f"method={self.rule.options.method!r}: the weights took a step while the feedback stayed "
-                f"behind, which is {direct}feedback alignment. Call {calls}, or "
+                f"behind, which is {_without(self.rule)}. Call {calls}, or "
                 f"localized.attach(optimizer{forward}) once",
                 stacklevel=2,
             )

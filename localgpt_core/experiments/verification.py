@@ -7,6 +7,7 @@ from typing import Any
 
 from localgpt_core.common.validation import require
 from localgpt_core.records import RunRecord
+from localgpt_core.training.curves import as_the_last
 
 __all__ = ["FREE", "Verdict", "check_tolerance", "diagnose_every", "judge"]
 
@@ -16,7 +17,7 @@ SHOWN = 3  # differences that a verdict spells out
 # Of the scale of a quantity of the diagnostics, on another machine: at step 0, where only rounding differs.
 DIAGNOSTICS_AT_START, DIAGNOSTICS_LATER = 0.01, 0.2
 OF_SCALE_1 = ("total_cosine", "cosine", "feedback", "radial", "unused", "concentration")
-TRAIN_SHARE = 5  # a point of the training curve rests on fewer tokens than an evaluation
+FEW_TOKENS = 5  # a point of the training curve, or of ``eval_between``, rests on fewer than the last one
 RATES = 1e-5  # relative: the schedule's cosine is another one in its last digits
 FLOPS = 0.05  # relative: versions count what surrounds the steps differently, which a verdict says
 
@@ -84,9 +85,9 @@ def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
     that a record keeps. Elsewhere, and where a record does not say what it was made on,
 
     - the evaluations must be at the same steps;
-    - every validation loss may differ by ``tolerance`` nats per character, and every training loss by 5 times
-      as much. A loss that is finite on one side only is a difference; where none is finite on either side,
-      the runs broke down alike and agree;
+    - every validation loss may differ by ``tolerance`` nats per character; every training loss, and what
+      ``eval_between`` measures on fewer tokens, by 5 times as much. A loss that is finite on one side only is
+      a difference; where none is finite on either side, the runs broke down alike and agree;
     - diagnostics may differ by 1 % of their scale at step 0 and by 20 % later: the scale of cosines and
       shares is 1, of anything else its largest recorded value;
     - the sample is not compared.
@@ -120,7 +121,7 @@ def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
         return Verdict(False, f"differs: {problem}")
     losses = [*_losses(recorded, again, tolerance)]
     gaps = [*_counts(recorded, again, same=False), *losses]
-    gaps += [*_training(recorded, again, TRAIN_SHARE * tolerance), *_diagnostics(recorded, again)]
+    gaps += [*_training(recorded, again, FEW_TOKENS * tolerance), *_diagnostics(recorded, again)]
     one_sided = sum(gap.size == math.inf for gap in losses if gap.name == "curves.val_loss")
     if one_sided:
         return Verdict(False, f"differs: {one_sided} validation losses are finite on one side only ({rule})")
@@ -206,8 +207,10 @@ def _evaluations(recorded: dict[str, list], again: dict[str, list]) -> str:
 def _losses(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator[_Gap]:
     for name in ("final_val_loss", "best_val_loss"):
         yield _gap(name, getattr(recorded, name), getattr(again, name), tolerance)
-    for own, now in zip(recorded.curves["val_loss"], again.curves["val_loss"], strict=True):
-        yield _gap("curves.val_loss", own, now, tolerance)
+    comparable = as_the_last(recorded.curves, recorded.run_spec.train)
+    curves = (recorded.curves["val_step"], recorded.curves["val_loss"], again.curves["val_loss"])
+    for step, own, now in zip(*curves, strict=True):
+        yield _gap("curves.val_loss", own, now, tolerance * (1 if step in comparable else FEW_TOKENS))
 
 
 def _training(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator[_Gap]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.functions import INSTEAD, LocalFunction
+from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import MaybeExact
 from localgpt_core.common.validation import require_choice
 from localgpt_core.layers.surrogates import StraightThrough
@@ -29,9 +29,9 @@ __all__ = [
     "FixedNorm",
     "LayerNormProjectedSurrogate",
     "LayerNormSTE",
+    "LayerNormSurrogateFunction",
     "normalise",
     "normalise_backward",
-    "normalised",
 ]
 
 EPS = 1e-5
@@ -82,42 +82,40 @@ def normalise_backward(
     return (kept * inverse_sigma).to(grad_output.dtype)
 
 
-class _NormaliseFunction(LocalFunction):
-    """``apply(x, mode) -> (z, 1 / sigma)``: x normalised, in float32 at least, with a backward rule by mode.
+class LayerNormSurrogateFunction(LocalFunction):
+    """``apply(x, gamma, beta, mode)``: LayerNorm z gamma + beta with the mode's backward rule for z.
 
-    1 / sigma is an output so that the derivative of the backward pass reaches x through it as well.
+    x is (..., C), gamma and beta are (C,), all of one type, float32 at least.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-        z, inverse_sigma = normalise(x)
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, mode: str) -> Tensor:
+        """Return LayerNorm(x)."""
         ctx.mode = mode
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z if mode == "projected" else None, inverse_sigma)
-        return z, inverse_sigma
+        y, mean, inverse_sigma = torch.native_layer_norm(x, x.shape[-1:], gamma, beta, EPS)
+        ctx.save_for_backward(x, gamma, beta, mean, inverse_sigma)
+        return y
 
     @staticmethod
-    def backward(
-        ctx, grad_output: Tensor | None, grad_inverse_sigma: Tensor | None
-    ) -> tuple[Tensor | None, None]:
-        z, inverse_sigma = ctx.saved_tensors
-        grad = None
-        if grad_output is not None:
-            grad = normalise_backward(grad_output, z, inverse_sigma, center=ctx.mode != "scale")
-        # In a second derivative only. To the compiler, which refuses one itself, no gradient is ever None.
-        if grad_inverse_sigma is not None and not torch.compiler.is_compiling():
-            if z is None:
-                where = f"_NormaliseFunction (LayerNormProjectedSurrogate, mode={ctx.mode!r})"
-                raise RuntimeError(f"{where} has no second derivative; {INSTEAD}")
-            through_sigma = -grad_inverse_sigma * inverse_sigma.square() * z / z.shape[-1]
-            grad = through_sigma if grad is None else grad + through_sigma
-        return grad, None
-
-
-def normalised(x: Tensor, mode: str = "projected") -> Tensor:
-    """Return z = (x - mean) / sigma over the last dimension, with the mode's backward rule."""
-    z, _ = _NormaliseFunction.apply(x, mode)
-    return z.to(x.dtype)
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return the mode's gradient of x, and those of gamma, sum of g z, and of beta, sum of g."""
+        x, gamma, beta, mean, inverse_sigma = ctx.saved_tensors
+        center, radial = ctx.mode != "scale", ctx.mode == "projected"
+        with torch.no_grad():
+            grads = torch.ops.aten.native_layer_norm_backward(
+                grad_output, x, x.shape[-1:], mean, inverse_sigma, gamma, beta, [radial, True, True]
+            )
+            if not radial:
+                grads = normalise_backward(grad_output * gamma, None, inverse_sigma, center), *grads[1:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The same numbers, with a graph for further derivatives: torch leaves part of the third one out.
+            centred = x - x.mean(dim=-1, keepdim=True)
+            inverse_sigma = (centred.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
+            z = centred * inverse_sigma
+            grad = normalise_backward(grad_output * gamma, z if radial else None, inverse_sigma, center)
+            formulas = grad, (grad_output * z).sum_to_size(gamma.shape), grad_output.sum_to_size(beta.shape)
+            grads = [n + (f - f.detach()) for n, f in zip(grads, formulas, strict=True)]
+        return *grads, None
 
 
 class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
@@ -127,8 +125,9 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     Args:
         n_embd: Width of the normalised dimension.
-        mode: ``"projected"``, the exact Jacobian, which has a second derivative too; ``"center_scale"``,
-            which drops its radial term z mean(v z); or ``"scale"``, which drops the mean as well.
+        mode: ``"projected"``, the exact Jacobian; ``"center_scale"``, which drops its radial term
+            z mean(v z); or ``"scale"``, which drops the mean as well. A second derivative is that of the
+            backward pass.
         dtype: Floating-point type of gamma and beta; torch's default where none is given.
 
     Raises:
@@ -150,7 +149,10 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
 
     def local_forward(self, x: Tensor) -> Tensor:
         """Return LayerNorm(x) for x (..., n_embd)."""
-        return normalised(x, self.mode) * self.weight + self.bias_param
+        kind = torch.promote_types(x.dtype, self.weight.dtype)
+        precise = torch.promote_types(kind, torch.float32)
+        x, gamma, beta = (t.to(precise) for t in (x, self.weight, self.bias_param))
+        return LayerNormSurrogateFunction.apply(x, gamma, beta, self.mode).to(kind)
 
 
 class FixedNorm(nn.Module):

@@ -9,11 +9,12 @@ GELUStepSurrogate               exact GELU               v s(x), s piecewise con
   relu                                                   s = 0 | 1                        cut at 0
   steps                                                  s = 0 | a | 1 - a | 1            cut at -t, 0, t
 SoftmaxValueMixLocalFn          O = softmax(S) V         dS_ij = A_ij (<dO_i, V_j> - <dO_i, O_i>), dV = A^T dO
+SigmoidValueMixFn               O = sigmoid(S) V         dS_ij = A_ij (1 - A_ij) <dO_i, V_j>, dV = A^T dO
 ==============================  =======================  ====================================================
 
-The last one is exact. The sum over keys that softmax's Jacobian asks for, sum_j A_ij <dO_i, V_j>, is
+The last two are exact. The sum over keys that softmax's Jacobian asks for, sum_j A_ij <dO_i, V_j>, is
 <dO_i, O_i> by the definition of O: a product of two vectors that the query already has, no sum over its
-neighbours.
+neighbours. A sigmoid asks for none; its operation makes the scores too, and overwrites them.
 
 ``steps`` keeps two bits of each input for the backward pass, as Approx-BP does for fine-tuning (Yang et al.
 2024). Their steps fit the function; these fit the derivative, as in Novikov et al. 2022: t = 0.449 and
@@ -38,6 +39,7 @@ __all__ = [
     "FusedValueMix",
     "GELUStepSurrogate",
     "SigmoidSTE",
+    "SigmoidValueMixFn",
     "SoftmaxValueMixLocalFn",
     "StraightThrough",
     "SurrogateGELU",
@@ -185,3 +187,36 @@ class FusedValueMix(MaybeExact, nn.Module):
     def local_forward(self, scores: Tensor, value: Tensor) -> Tensor:
         """Return O (..., T, D)."""
         return SoftmaxValueMixLocalFn.apply(scores, value)
+
+
+class SigmoidValueMixFn(LocalFunction):
+    """``apply(q, k, v, shift)``: O = A v, A = sigmoid(q k^T / sqrt(D) + shift), by its own derivative.
+
+    q is (N, T, D), k (N, S, D), v (N, S, E), O (N, T, E); ``shift`` (T, S) is -inf where none may look.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor:
+        """Return O (N, T, E)."""
+        weights = torch.baddbmm(shift, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).sigmoid_()
+        ctx.save_for_backward(q, k, v, shift, weights)
+        return torch.bmm(weights, v)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return dq = dS k / sqrt(D), dk = dS^T q / sqrt(D), dv = A^T dO and that of shift, dS summed."""
+        q, k, v, shift, weights = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad = torch.bmm(grad_output, v.transpose(1, 2))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A second derivative reaches q, k and shift through the weights.
+            weights = torch.sigmoid(torch.baddbmm(shift, q, k.transpose(1, 2), alpha=scale))
+            grad = torch.ops.aten.sigmoid_backward(grad, weights)
+        else:
+            torch.ops.aten.sigmoid_backward(grad, weights, grad_input=grad)
+        return (
+            torch.bmm(grad, k) * scale,
+            torch.bmm(grad.transpose(1, 2), q) * scale,
+            torch.bmm(weights.transpose(1, 2), grad_output),
+            grad.sum(dim=0) if ctx.needs_input_grad[3] else None,
+        )

@@ -11,10 +11,12 @@ That no gradient changes proves something only where one could have. So the cont
 the layer by random numbers instead of its feedback matrix or weight. If even that changes no gradient, the
 layer is *silent*: no error arrives at it, or what it hands down reaches no trained parameter.
 
-What is judged is the way back of one training step. How a feedback matrix came to resemble its weight, by
-probes or by equal increments, happens elsewhere and is the rule's business.
+What is judged is the way back of one training step, and what feedback takes of its weight between two steps
+(`localgpt_core.measure.following`). How a feedback matrix comes to resemble its weight by forward passes, or
+by equal increments, which take nothing, is the rule's business.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.measure.alignment import alignment, loss_of
+from localgpt_core.measure.following import taken_in_words, with_taken
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules.feedback import HoldsFeedback
 
@@ -43,13 +46,16 @@ def weight_transport(
     targets: Tensor | None = None,
     *,
     loss: Callable[[], Tensor] | None = None,
-) -> dict[str, Reads]:
+) -> dict[str, str]:
     """Return for each `LocalLayer` what the backward pass reads of its weight: the executable proof.
 
     ``"weight"``: some gradient of the model depends on its magnitudes, ``"sign"``: on its signs only,
     ``"nothing"``: on neither, although one depends on the error that the layer hands down. ``"silent"``: on
     neither, and on no error from this layer, so that nothing is shown. That is so where the error at the
     layer is zero or absent (behind a gate at 0, say), or where no parameter below it is trained.
+
+    What the feedback takes of the weight before each step is added: ``"one number"`` instead of nothing where
+    its norm is read, ``"sign, one number"`` where that is the mean magnitude, and the way back reads signs.
 
     The loss is ``model(idx, targets)[1]``, or what ``loss()`` returns, which runs one forward pass of a
     module with any signature. The model is left as it was; run it on the CPU, where equal computations give
@@ -59,7 +65,8 @@ def weight_transport(
         ValueError: Unless exactly one of ``loss`` and the pair ``idx``, ``targets`` is given.
     """
     probe = _Probe(model, loss_of(model, idx, targets, loss))
-    return {name: reads for name, (reads, _) in _readers(probe).items()}
+    found = {name: reads for name, (reads, _) in _readers(probe).items()}
+    return {name: with_taken(reads, model.get_submodule(name)) for name, reads in found.items()}
 
 
 @dataclass(frozen=True)
@@ -211,6 +218,8 @@ def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> s
     exact gradient agree, ``output`` where it came from the logits through a feedback matrix, ``local`` where
     it was handed down layer by layer, ``silent`` where none arrives or only rounding does (at most 8 eps
     of the model's largest exact gradient), ``none`` for a parameter that this configuration does not train.
+
+    A last line says what the feedback takes of its weight between the steps, if that is anything.
     """
     if loss is None:
         require(isinstance(model, LocalGPT), "loss", loss, f"is needed for a {type(model).__name__}")
@@ -239,7 +248,11 @@ def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> s
             error = "output" if any(p.removeprefix("B of ") in output for p in passed) else "local"
         rows.append((name, error, _shortened(passed)))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows)
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+    taken = Counter(taken_in_words(m) for m in model.modules() if isinstance(m, LocalLayer))
+    del taken[""]
+    lines += [f"taken before each step: {words} of W in {number} layers" for words, number in taken.items()]
+    return "\n".join(lines)
 
 
 def _shortened(matrices: list[str]) -> str:

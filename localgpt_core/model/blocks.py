@@ -15,14 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localgpt_core.common.modes import MaybeExact, in_forward_mode
+from localgpt_core.common.modes import MaybeExact, as_autocast, in_forward_mode, recording
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE
 from localgpt_core.layers.shared_input import outputs_of
-from localgpt_core.layers.surrogates import FusedValueMix, SurrogateGELU, SurrogateSigmoid
+from localgpt_core.layers.surrogates import (
+    FusedValueMix,
+    SigmoidValueMixFn,
+    SurrogateGELU,
+    SurrogateSigmoid,
+)
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
 
@@ -134,7 +139,7 @@ class SoftmaxAttention(Attention, MaybeExact):
         dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
         # On the CPU the one that drops out is no faster, and draws other masks.
         torchs = self.fused is None and not self.exact and (dropout == 0 or q.device.type != "cpu")
-        if torchs and not (torch.jit.is_tracing() or in_forward_mode(q, k, v)):
+        if torchs and not (recording() or in_forward_mode(q, k, v)):
             # A GPU's kernels are much faster without a mask; there it is not asked what the buffer says.
             causal = T == S and q.device.type != "cpu"
             mask = None if causal else ~future
@@ -160,7 +165,12 @@ class SigmoidAttention(Attention):
         """Return the values mixed by attention."""
         shift = q.new_zeros(future.shape) + self.sig_bias
         if not self.config.ste_sigmoid:
-            return self.mixed(torch.sigmoid(scored(q, k, shift.masked_fill(future, -torch.inf))), v)
+            shift = shift.masked_fill(future, -torch.inf)
+            drops = self.training and self.config.dropout > 0
+            if drops or recording() or in_forward_mode(q, k, v):
+                return self.mixed(torch.sigmoid(scored(q, k, shift)), v)
+            heads = (y.flatten(0, -3) for y in (q, k, v))
+            return SigmoidValueMixFn.apply(*as_autocast(*heads, shift)).view(*q.shape[:-1], v.shape[-1])
         # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
         return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(future, 0.0), v)
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.training.curves import KEPT, check_curves, check_increasing
+from localgpt_core.training.curves import KEPT, as_the_last, check_curves, check_increasing
 
 __all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 
@@ -82,7 +82,8 @@ def check_consistency(record: Record) -> None:
     - tokens_i = s_i B T, lr_i is the schedule's, evaluations are at every ``eval_interval`` steps and at n;
     - a finished run reaches n with finite losses and ends with ``final_val_loss``; a diverged one has none,
       and its last loss alone is not finite; a failed one has measured nothing;
-    - ``best_val_loss`` is the lowest of the curve, ``anchor_steps`` what the spec makes of the steps taken;
+    - ``best_val_loss`` is the lowest of the curve, or with ``eval_between`` its last one, and
+      ``anchor_steps`` what the spec makes of the steps taken;
     - tokens / ``tokens_per_s``, the time of the steps, is at most ``wall_time_s``;
     - diagnostics have one value per measured step, in the range of their kind.
     """
@@ -102,8 +103,9 @@ def check_consistency(record: Record) -> None:
     require(len(evaluated) > 0, "curves.val_step", evaluated, "the untrained model is measured")
     done = max([*record.curves["step"], *record.curves["val_step"]], default=0)
     _check_status(record, spec.train.steps, done)
-    finite = [loss for loss in record.curves["val_loss"] if loss is not None]
-    _require_same("best_val_loss", record.best_val_loss, min(finite, default=None), "the lowest of its curve")
+    finite = [loss for loss in as_the_last(record.curves, spec.train).values() if loss is not None]
+    what = "the last of its curve" if spec.train.eval_between else "the lowest of its curve"
+    _require_same("best_val_loss", record.best_val_loss, min(finite, default=None), what)
     every = spec.train.anchor_interval
     _require_same("anchor_steps", record.anchor_steps, done // every if every else 0, "what its spec makes")
     _check_speed(record, done * spec.train.batch_size * spec.model.block_size)

@@ -35,9 +35,10 @@ class RunRecord:
         spec: The `RunSpec` in full.
         seed: Seed of the run.
         status: ``"finished"``, ``"diverged"`` (a loss was not finite) or ``"failed"`` (``error`` says why).
-        final_val_loss: Nats per character on the whole validation split after the last step; None unless
-            finished.
-        best_val_loss: The lowest one measured, None if there is none.
+        final_val_loss: Nats per character on the validation split after the last step, or on ``eval_iters``
+            batches of it; None unless finished.
+        best_val_loss: The lowest one that was measured as the last one is, see
+            `localgpt_core.training.loop.TrainResult`; None if there is none.
         wall_time_s: Seconds, evaluation included.
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: Peak memory of the run in MiB; see `localgpt_core.measure.cost`.

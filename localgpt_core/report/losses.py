@@ -1,6 +1,6 @@
 """The book's figures of losses, and a few that show the inside of a model, in one style.
 
-Losses are in nats per character on the whole validation split.
+Losses are in nats per character, on the validation split or the part of it that a run's fields name.
 """
 
 import sys

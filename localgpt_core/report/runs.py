@@ -14,6 +14,7 @@ from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
 from localgpt_core.report.results import SuiteResults
 from localgpt_core.report.tables import arm_numbers, differing, for_people, run_row, settings_of, suite_runs
+from localgpt_core.training.curves import as_the_last
 
 __all__ = ["arms_reached", "asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
 
@@ -87,11 +88,11 @@ def arms_reached(results: SuiteResults) -> pd.DataFrame:
     for arm in results.suite.arms:
         own = [*results.of_arm(arm.name)]
         done = [record for record in own if record.status == "finished"]
-        steps = [r.curves["val_step"][r.curves["val_loss"].index(r.best_val_loss)] for r in done]
+        comparable = [as_the_last(record.curves, record.run_spec.train) for record in done]
         means = {
             "lr": [record.run_spec.train.lr for record in own[:1]],
             "best_val_loss": [record.best_val_loss for record in done],
-            "best_step": steps,
+            "best_step": [min(losses, key=losses.get) for losses in comparable],
             "final_val_loss": [record.final_val_loss for record in done],
             "train_loss": [record.curves["train_loss"][-1] for record in done],
         }

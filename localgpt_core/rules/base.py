@@ -19,14 +19,10 @@ A new rule is one file that subclasses `LearningRule`, one line in ``rules/__ini
 
 from __future__ import annotations
 
-import ast
-import sys
-from collections import UserDict
 from dataclasses import dataclass, fields
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from localgpt_core.common.lazy import Registry
 from localgpt_core.common.validation import check_needs, check_values, option, require
 
 if TYPE_CHECKING:
@@ -39,6 +35,7 @@ FEEDBACK_INITS = ("gaussian", "orthogonal", "ortho_he", "sparse")
 PROBE_UPDATES = ("cosine", "kaczmarz")
 JVP_UPDATES = ("grape", "fdfa")
 SIGN_MAGNITUDES = ("uniform", "random")
+SCALES = ("start", "weight", "probes")
 
 LARGEST_SIZE = 2**20  # units, tokens, codes, probes or sequences: a matrix of a trillion numbers
 
@@ -46,31 +43,7 @@ LARGEST_SIZE = 2**20  # units, tokens, codes, probes or sequences: a matrix of a
 START_OPTIONS = frozenset({"fa_init_mode", "fa_sparse_k", "feedback_std", "feedback_seed"})
 PROBE_OPTIONS = frozenset({"fa_grape_n_probe", "fa_grape_update", "fa_grape_lr"})
 JVP_OPTIONS = frozenset({"jvp_update", "jvp_rate", "jvp_share"})
-
-
-class Registry(UserDict[str, "type[LearningRule]"]):
-    """Rules by name; one that is entered as ``"module.Class"`` is imported when it is first asked for."""
-
-    def __getitem__(self, name: str) -> type[LearningRule]:
-        rule = super().__getitem__(name)
-        if isinstance(rule, str):
-            module, _, cls = rule.rpartition(".")
-            rule = self.data[name] = getattr(import_module(module), cls)
-        return rule
-
-    def summary(self, name: str) -> str:
-        """Return what the module of a rule says first: the rule in a few words. Nothing is imported.
-
-        A class that no file holds, from a notebook say, speaks for itself.
-        """
-        rule = self.data[name]
-        if isinstance(rule, str):
-            module = rule.rpartition(".")[0]
-            text = ast.get_docstring(ast.parse(find_spec(module).loader.get_source(module)))
-        else:
-            module = rule if rule.__module__ == "__main__" else sys.modules.get(rule.__module__, rule)
-            text = module.__doc__ or rule.__doc__
-        return (text or name).partition("\n")[0].partition(", ``")[0].rstrip(".")
+SCALE_OPTIONS = frozenset({"scale_follows", "scale_n_probe"})
 
 
 # Filled by rules/__init__.py, one line a rule.
@@ -83,6 +56,7 @@ OWN_SCALE = (
     "has no effect with fa_init_mode='ortho_he', which brings its own scale",
     lambda options: options.fa_init_mode != "ortho_he",
 )
+SCALE_STAYS = ("is a scale: needs scale_follows='start'", lambda options: options.scale_follows == "start")
 NOTHING_DRAWN = (
     "has no effect with sign_magnitude='uniform'; needs 'random'",
     lambda options: "sign_magnitude" not in RULES[options.method].uses or options.sign_magnitude == "random",
@@ -115,6 +89,10 @@ class RuleOptions:
         jvp_rate: Size of that step, or weight of the newest estimate in the mean.
         jvp_share: Share of the batch's sequences, rounded up, that the estimate is made from.
         sign_magnitude: Magnitudes under ``sign_sym``: ``"uniform"`` or ``"random"``, drawn once.
+        scale_follows: Mean magnitude under ``sign_sym``, norm under ``fa`` without ``fa_grape``: ``"start"``:
+            it stays, ``"weight"``: it is the weight's before every step, one number that is transported, or
+            ``"probes"``: an estimate of that by forward passes. See `localgpt_core.matrices.scale`.
+        scale_n_probe: Probes per layer and step of that estimate.
         mirror_n_probe: White-noise inputs per layer and step, under ``wm``.
         mirror_rate: Weight of the newest correlation in the mirrored feedback, under ``wm``.
 
@@ -124,7 +102,10 @@ class RuleOptions:
 
     method: str = option("bp", "learning rule of every linear layer", choices=RULES)
     fa_init_mode: str = option(
-        "gaussian", "start of the feedback: " + ", ".join(FEEDBACK_INITS), choices=FEEDBACK_INITS
+        "gaussian",
+        "start of the feedback: " + ", ".join(FEEDBACK_INITS),
+        choices=FEEDBACK_INITS,
+        needs=(SCALE_STAYS[0], lambda o: o.fa_init_mode != "ortho_he" or o.scale_follows == "start"),
     )
     fa_sparse_k: int = option(
         0,
@@ -134,7 +115,10 @@ class RuleOptions:
         needs=WITHOUT_SPARSE,
     )
     feedback_std: float = option(
-        0.02, "entry RMS of the feedback at its start", within="(0, inf)", needs=OWN_SCALE
+        0.02,
+        "entry RMS of the feedback at its start",
+        within="(0, inf)",
+        needs=(OWN_SCALE, SCALE_STAYS),
     )
     feedback_seed: int | None = option(
         None, "seed of the feedback; none: it follows the run's seed", minimum=0, needs=NOTHING_DRAWN
@@ -178,12 +162,31 @@ class RuleOptions:
     sign_magnitude: str = option(
         "uniform", "magnitudes of sign symmetry: " + ", ".join(SIGN_MAGNITUDES), choices=SIGN_MAGNITUDES
     )
+    scale_follows: str = option(
+        "start",
+        "size of the feedback (fa, sign_sym): that of its start; before each step the weight's; or probes: "
+        "an estimate of it by forward passes",
+        choices=SCALES,
+        needs=("has no effect with fa_grape=True, which brings the size along", lambda o: not o.fa_grape),
+    )
+    scale_n_probe: int = option(
+        32,
+        "probes per layer and step that estimate the size (fa, sign_sym)",
+        minimum=1,
+        maximum=LARGEST_SIZE,
+        needs=("needs scale_follows='probes'", lambda options: options.scale_follows == "probes"),
+    )
     mirror_n_probe: int = option(
         32, "white-noise inputs per layer and step (wm)", minimum=1, maximum=LARGEST_SIZE
     )
     mirror_rate: float = option(
         0.1, "weight of the newest correlation in the mirrored feedback (wm)", within="(0, 1]"
     )
+
+    @property
+    def scale_probes(self) -> int:
+        """Probes per layer and step that the size of the feedback is estimated from; 0 where it is not."""
+        return self.scale_n_probe if self.scale_follows == "probes" else 0
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -206,7 +209,8 @@ class LearningRule:
         error: ``"local"``: the gradient at the layer's own output, or ``"output"``: the gradient at the
             output of the whole network.
         transports: What the backward pass reads of the weight: ``"weight"``, ``"sign"`` or ``"nothing"``.
-            Where it is ``"nothing"``, the weight is not even kept for the backward pass.
+            Where it is ``"nothing"``, the weight is not even kept for the backward pass. What `align` takes
+            beside forward passes, `localgpt_core.measure.weight_transport` finds out.
         buffer_name: Name of the layer's buffer, None if the rule needs none.
         mirrors_gradient: Whether the buffer is a trained copy: it takes the very steps that the gradient of
             the weight makes the optimiser take with the weight.

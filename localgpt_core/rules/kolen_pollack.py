@@ -13,6 +13,7 @@ With ``fa_grape`` forward probes remove the difference that the decay leaves, as
 two complement each other: probes find W but lag behind it while it moves, equal steps keep what was found.
 """
 
+from localgpt_core.rules.base import SCALE_OPTIONS
 from localgpt_core.rules.feedback_alignment import FeedbackAlignment
 
 __all__ = ["KolenPollack"]
@@ -22,3 +23,5 @@ class KolenPollack(FeedbackAlignment):
     """``grad_input = grad_output @ B``, ``B`` (out x in) moving by the same increments as the weight."""
 
     mirrors_gradient = True
+    # Equal steps are what B follows W by: another size between them would undo it.
+    uses = FeedbackAlignment.uses - SCALE_OPTIONS

@@ -183,7 +183,8 @@ def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:
     points = range(between, done + 1, between)
     for step in points:
         add_point(curves, step, losses[step - between : step], new, block_size)
-    if done % old.eval_interval:
+    # The last evaluation, where the longer run has none, or another one, which is then made at once.
+    if done % old.eval_interval or old.eval_between:
         curves |= {key: curves[key][:-1] for key in ("val_step", "val_loss")}
     if "step" in progress["diagnostics"]:
         progress["diagnostics"] = _at_regular_steps(progress["diagnostics"])

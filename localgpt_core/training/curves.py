@@ -10,7 +10,15 @@ from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import TrainConfig
 from localgpt_core.training.step import learning_rate
 
-__all__ = ["KEPT", "Curves", "add_point", "check_curves", "check_increasing", "curve_interval"]
+__all__ = [
+    "KEPT",
+    "Curves",
+    "add_point",
+    "as_the_last",
+    "check_curves",
+    "check_increasing",
+    "curve_interval",
+]
 
 CURVE_POINTS = 100
 NAMES = ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
@@ -31,6 +39,15 @@ def add_point(curves: Curves, step: int, losses: Tensor, config: TrainConfig, bl
     curves["lr"].append(learning_rate(step - 1, config))
     curves["train_loss"].append(losses.mean().item())
     return curves["train_loss"][-1]
+
+
+def as_the_last(curves: Curves, config: TrainConfig) -> dict[int, float]:
+    """Return the validation losses, by step, of the evaluations that are as the last one is.
+
+    Only these compare: one on a part of the split can be lower than one on all of it, with the same weights.
+    """
+    measured = zip(curves["val_step"], curves["val_loss"], strict=True)
+    return {step: loss for step, loss in measured if config.eval_batches(step) == config.eval_iters}
 
 
 def check_curves(curves: Any, block_size: int, train: TrainConfig, done: int) -> None:

@@ -24,7 +24,7 @@ from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
-from localgpt_core.training.curves import Curves, add_point, curve_interval
+from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
@@ -48,7 +48,10 @@ class TrainResult:
             ``"out_of_time"``: it did not, or could not, finish before the deadline.
         steps_done: Steps taken.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
-            ``val_step`` and ``val_loss`` on the whole validation split; nats per character.
+            ``val_step`` and ``val_loss`` on the validation split, or of it what ``eval_between`` and
+            ``eval_iters`` say; nats per character.
+        best_val_loss: The lowest validation loss of the evaluations that are as the last one is: of all, or
+            with ``eval_between`` that of the last one alone. NaN if none of them was finite.
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: Peak since the run, or the resumed part of it, began; see
@@ -64,6 +67,7 @@ class TrainResult:
     status: str
     steps_done: int
     curves: Curves
+    best_val_loss: float
     wall_time_s: float
     tokens_per_s: float
     peak_memory_mib: float
@@ -76,11 +80,6 @@ class TrainResult:
     def final_val_loss(self) -> float:
         """Validation loss after the last step; NaN unless the run finished."""
         return self.curves["val_loss"][-1] if self.status == "finished" else math.nan
-
-    @property
-    def best_val_loss(self) -> float:
-        """Lowest validation loss measured; NaN if none was finite."""
-        return min((loss for loss in self.curves["val_loss"] if math.isfinite(loss)), default=math.nan)
 
 
 class RunState:
@@ -223,7 +222,7 @@ class RunState:
 
     def evaluate(self) -> float:
         """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.val, self.config, self.stepped)
+        loss = evaluate(self.model, self.val, self.config, self.stepped, self.step)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss
@@ -257,11 +256,13 @@ class RunState:
     def result(self, status: str, interrupted: bool = False) -> TrainResult:
         """Return what the run has come to."""
         tokens = self.step * self.config.batch_size * self.model.config.block_size
+        comparable = as_the_last(self.curves, self.config).values()
         return TrainResult(
             model=self.model,
             status=status,
             steps_done=self.step,
             curves=self.curves,
+            best_val_loss=min(filter(math.isfinite, comparable), default=math.nan),
             wall_time_s=self.wall_time_s,
             tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
             peak_memory_mib=peak_memory_mib(self.device),

@@ -137,22 +137,28 @@ def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate(
-    model: LocalGPT, ids: np.ndarray | Tensor, train_config: TrainConfig, stepped: nn.Module | None = None
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None = None,
+    step: int | None = None,
 ) -> float:
     """Return the mean cross-entropy of ``ids`` in nats per character, always over the same windows.
 
     The text is cut into W windows of ``block_size`` that do not overlap, and what is left; every character
-    but the first is predicted once, from what precedes it in its window. With n = ``eval_iters`` batches of
-    B windows, and n B < W, only the windows floor(i W / (n B)), i = 0 ... n B - 1, are. The model's mode is
+    but the first is predicted once, from what precedes it in its window. With n batches of B windows,
+    and 0 < n B < W, only the windows floor(i W / (n B)), i = 0 ... n B - 1, are. The evaluation is that of
+    ``step``, which says n by ``eval_between``, or the last one, of n = ``eval_iters``. The model's mode is
     restored.
 
     ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
-    graph more. What is left over has other shapes: the model itself takes it.
+    graph more for each such size. What is left over has other shapes: the model itself takes it.
     """
     device = next(model.parameters()).device
     block_size = model.config.block_size
     x, y, x_rest, y_rest = windows(ids, block_size)
-    asked = train_config.eval_iters * train_config.batch_size
+    batches = train_config.eval_batches(train_config.steps if step is None else step)
+    asked = batches * train_config.batch_size
     if 0 < asked < len(x):
         chosen = torch.arange(asked, device=x.device) * len(x) // asked
         x, y, x_rest = x[chosen], y[chosen], x_rest[:, :0]

@@ -113,6 +113,13 @@ TRAIN_REFUSALS = {
     "steps": [({"steps": 0}, "steps=0: must be an integer of at least 1")],
     "batch_size": [({"batch_size": 0}, "batch_size=0: must be an integer of at least 1")],
     "eval_iters": [({"eval_iters": -1}, "eval_iters=-1: must be an integer of at least 0")],
+    "eval_between": [
+        ({"eval_between": -1}, "eval_between=-1: must be an integer of at least 0"),
+        (
+            {"eval_iters": 3, "eval_between": 3},
+            "eval_between=3: is what eval_iters is, which is written as 0",
+        ),
+    ],
     "eval_interval": [({"eval_interval": 0}, "eval_interval=0: must be an integer of at least 1")],
     "anchor_interval": [
         ({"anchor_interval": -1}, "anchor_interval=-1: must be an integer of at least 0"),
@@ -407,6 +414,8 @@ OPTIONS = {
     "jvp_rate": st.sampled_from([0.05, 1.0, 0.0]),
     "jvp_share": st.sampled_from([0.5, 1.0, 0.0]),
     "sign_magnitude": st.sampled_from(["uniform", "random"]),
+    "scale_follows": st.sampled_from(["start", "weight", "probes", "signs"]),
+    "scale_n_probe": few,
     "mirror_n_probe": few,
     "mirror_rate": st.sampled_from([0.1, 1.0, 2.0]),
     "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),

@@ -24,6 +24,8 @@ MOVING = {
         "fa_grape_start": 2,
     },
     "wm": {"method": "wm"},
+    "scale": {"method": "sign_sym", "scale_follows": "weight"},
+    "scale-probes": {"method": "fa", "scale_follows": "probes", "scale_n_probe": 3},
     "dfa-grape": {"method": "dfa", "output": "2", "fa_grape": True, "jvp_update": "fdfa"},
 }
 KP = [name for name in MOVING if name.startswith("kp")]
@@ -68,6 +70,7 @@ def test_a_loop_that_calls_nothing_is_told_once(name):
     words = "mirror_gradients" if name in KP else "align_feedback"
     more = ", forward=lambda: module(x)" if name == "dfa-grape" else ""
     kind = "direct feedback alignment" if more else "is feedback alignment"
+    kind = "is scale_follows='start'" if "scale" in name else kind
     match = (
         rf"method='{MOVING[name]['method']}'.*{kind}. Call .*{words}.*"
         rf"{re.escape(f'attach(optimizer{more})')} once"

@@ -281,6 +281,18 @@ def test_a_loss_that_one_side_lacks_is_a_difference(losses, again, agrees, where
     assert found.agrees == agrees and found.text.startswith("agrees" if agrees else "differs")
 
 
+@pytest.mark.parametrize("off, agrees", [((0.05, 0.0), True), ((0.0, 0.05), False), ((0.11, 0.0), False)])
+def test_elsewhere_an_evaluation_on_fewer_tokens_may_differ_by_more(off, agrees):
+    between = dataclasses.replace(SPEC, train=dataclasses.replace(SPEC.train, eval_between=2))
+    sides = []
+    for first, last in ((0.0, 0.0), off):
+        curves = {**toy_record(between).curves, "val_step": [0, 20], "val_loss": [3.25 + first, 2.5 + last]}
+        ends = {"final_val_loss": 2.5 + last, "best_val_loss": 2.5 + last}
+        sides.append(toy_record(between, curves=curves, **ends))
+    found = judge(sides[0], dataclasses.replace(sides[1], **ELSEWHERE), 0.02)
+    assert found.agrees == agrees
+
+
 def test_elsewhere_the_evaluations_must_be_at_the_same_steps():
     found = judge(measured([3.25, 2.5]), measured([3.25, 2.5], steps=(0, 10), **ELSEWHERE), 0.02)
     assert (found.agrees, found.text) == (False, "differs: evaluated at steps [0, 20], now [0, 10]")

@@ -17,7 +17,13 @@ from localgpt_core.common import exact_derivatives
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.layers import FeedbackPoint, LocalConv2d, VQResidualDir, publish_error
 from localgpt_core.layers.shared_input import outputs_of
-from localgpt_core.layers.surrogates import GELUSTE, GELUStepSurrogate, SigmoidSTE, StraightThrough
+from localgpt_core.layers.surrogates import (
+    GELUSTE,
+    GELUStepSurrogate,
+    SigmoidSTE,
+    SigmoidValueMixFn,
+    StraightThrough,
+)
 
 B, T, S, C, D, V = 2, 3, 4, 6, 5, 7
 
@@ -121,10 +127,13 @@ CASES = {
         "refused": (SoftmaxValueMix.apply, (x(B, T, S), x(B, S, D, seed=1))),
         "refused-heads": (SoftmaxValueMix.apply, (x(B, 2, T, S), x(B, 2, S, D, seed=1))),
     },
-    "_NormaliseFunction": {
+    "SigmoidValueMixFn": {
+        "": (SigmoidValueMixFn.apply, (x(B, T, D), x(B, S, D, seed=1), x(B, S, V, seed=2), x(T, S))),
+    },
+    "LayerNormSurrogateFunction": {
         "projected": (norm("projected"), (x(), x(C, seed=1), x(C, seed=2))),
-        "refused-scale": (norm("scale"), (x(), x(C, seed=1), x(C, seed=2))),
-        "refused-center_scale": (norm("center_scale"), (x(), x(C, seed=1), x(C, seed=2))),
+        "scale": (norm("scale"), (x(), x(C, seed=1), x(C, seed=2))),
+        "center_scale": (norm("center_scale"), (x(), x(C, seed=1), x(C, seed=2))),
     },
     "HardTopK": {
         "": (lambda x: HardTopK.apply(x, 2), (x(),)),
@@ -154,8 +163,8 @@ def test_a_second_derivative_is_right_or_refused_by_name(use):
         assert gradgradcheck(function, inputs)
         return
     grads = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
-    for grad in grads[: 1 if name == "_NormaliseFunction" else None]:
-        for wanted in inputs[: 1 if name == "_NormaliseFunction" else None]:
+    for grad in grads:
+        for wanted in inputs:
             # Beside another way to the input, too, by which the missing part would be left out unnoticed.
             with pytest.raises(
                 RuntimeError, match=f"{name}.* has no second derivative; inside .*exact_deriv"
@@ -338,7 +347,7 @@ def test_subclasses_with_another_backward_pass_are_refused_too():
 
 # What torch.compile uses of PyTorch is partly deprecated by PyTorch.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("use", ["SoftmaxValueMixLocalFn-refused", "_NormaliseFunction-projected"])
+@pytest.mark.parametrize("use", ["SoftmaxValueMixLocalFn-refused", "LayerNormSurrogateFunction-projected"])
 def test_functions_compile_into_one_graph(use):
     torch._dynamo.reset()
     _, function, inputs = USES[use]
@@ -368,7 +377,14 @@ def test_a_change_in_place_is_right_or_refused(use):
 
 
 @pytest.mark.parametrize(
-    "use", ["SigmoidSTE-", "HardTopK-", "_NearestDirection-", "_NormaliseFunction-projected"]
+    "use",
+    [
+        "SigmoidSTE-",
+        "SigmoidValueMixFn-",
+        "HardTopK-",
+        "_NearestDirection-",
+        "LayerNormSurrogateFunction-projected",
+    ],
 )
 def test_a_change_in_place_works_where_nothing_returned_is_kept(use):
     _, function, inputs = USES[use]

@@ -11,6 +11,9 @@ from localgpt_core.rules import LearningRule
 CASES = ["bp", "fa", "kp", "wm", "fa-grape", "fa-kaczmarz", "dfa", "dfa-grape", "dfa-block-inside-grape"]
 CASES += ["dfa-block-inside-kp"]
 EXPECTED = dict.fromkeys(CASES, "nothing") | {"bp": "weight", "sign_sym": "sign", "sign_sym-random": "sign"}
+# What the feedback takes of the weight before each step beside it: a size, where no probes estimate it.
+EXPECTED |= {"fa-weight": "one number", "fa-probes": "nothing", "sign_sym-weight": "sign, one number"}
+EXPECTED |= {"sign_sym-probes": "sign", "sign_sym-random-probes": "sign"}
 
 
 @pytest.mark.parametrize("case", EXPECTED)
@@ -21,7 +24,8 @@ def test_what_the_backward_pass_reads_is_what_is_declared(case):
     found = weight_transport(model, idx, targets)
     names = [name for name, module in model.named_modules() if isinstance(module, LocalLinear)]
     assert found == dict.fromkeys(names, EXPECTED[case])
-    assert EXPECTED[case] == RULES[RULE_CASES[case]["method"]].transports
+    declared = RULES[RULE_CASES[case]["method"]].transports
+    assert declared == (EXPECTED[case].removesuffix("one number").removesuffix(", ") or "nothing")
 
 
 @pytest.mark.parametrize("granularity", ["block", "sublayer"])
@@ -162,6 +166,71 @@ def test_a_cheat_in_one_layer_is_found_in_that_layer(cheats):
     assert {found[name] for name in found.keys() - writers} == {"silent"}
 
 
+class TakesBeforeTheStep(LearningRule):
+    """Declares no transport, and lets its feedback take something of the weight before each step."""
+
+    buffer_name = "feedback_weight"
+    aligns = "layer"
+    take = None
+
+    def initial_buffer(self, weight, error_features, generator):
+        return torch.ones_like(weight)
+
+    def feedback(self, weight, buffer):
+        return buffer
+
+    def align(self, weight, buffer, is_output, generator):
+        type(self).take(weight, buffer)
+
+
+TAKEN = {
+    "weight": [
+        lambda weight, buffer: buffer.copy_(weight),
+        lambda weight, buffer: buffer.copy_(2 * weight.detach().clone()),
+        lambda weight, buffer: buffer.mul_(weight.norm(dim=1, keepdim=True)),
+        lambda weight, buffer: torch.add(buffer, weight, out=buffer),
+        lambda weight, buffer: buffer.copy_(torch.tensor(weight.tolist())),
+        lambda weight, buffer: buffer.fill_(float(torch.from_numpy(weight.numpy()).max())),
+        lambda weight, buffer: buffer.copy_(torch.linalg.qr(weight.T).Q.T[:1]),
+        lambda weight, buffer: buffer.copy_(torch.ones(1, len(weight)).to(weight) @ weight),  # backward
+        lambda weight, buffer: buffer.copy_((weight.T @ torch.ones(len(weight)).to(weight))[None]),
+        lambda weight, buffer: buffer.mul_((weight.abs() @ torch.ones(buffer.T.shape).to(weight))[:, :1]),
+    ],
+    "one number": [
+        lambda weight, buffer: buffer.fill_(weight.abs().max()),
+        lambda weight, buffer: buffer.fill_((weight.T**2 + 1).mean().item()),
+        lambda weight, buffer: buffer.mul_(torch.linalg.matrix_norm(weight)),
+        lambda weight, buffer: buffer.mul_((weight.T @ weight).diagonal().sum()),
+    ],
+    "2 numbers": [lambda weight, buffer: buffer.fill_(weight.min() + weight.max())],
+    "sign": [
+        lambda weight, buffer: buffer.copy_(weight.sign()),
+        lambda weight, buffer: buffer.fill_(torch.sgn(weight).sum()),
+    ],
+    "sign, one number": [lambda weight, buffer: torch.mul(weight.sign(), weight.norm(), out=buffer)],
+    "nothing": [
+        lambda weight, buffer: buffer.fill_((weight @ torch.ones(weight.shape[1]).to(weight)).norm()),
+        lambda weight, buffer: buffer.fill_((torch.ones_like(weight) @ weight.T).sum()),
+        lambda weight, buffer: buffer.fill_(
+            torch.nn.functional.linear(torch.ones_like(weight), weight).sum()
+        ),
+        lambda weight, buffer: buffer.mul_(weight.shape[0] * weight.numel()).add_(weight.ndim),
+    ],
+}
+
+
+@pytest.mark.parametrize("taken, number", [(words, i) for words in TAKEN for i in range(len(TAKEN[words]))])
+def test_what_the_feedback_takes_of_the_weight_before_a_step_is_noticed(monkeypatch, taken, number):
+    monkeypatch.setitem(RULES, "takes", TakesBeforeTheStep)
+    monkeypatch.setattr(TakesBeforeTheStep, "take", TAKEN[taken][number])
+    model = make_model(method="takes")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert set(weight_transport(model, *make_batch()).values()) == {taken}
+    *_, last = describe(model).splitlines()
+    assert last == f"taken before each step: {taken} of W in 13 layers" or taken == "nothing"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 # ------------------------------------------------------------ describe
 
 
@@ -205,6 +274,13 @@ def test_backpropagation_passes_weights_and_sign_symmetry_signs():
     assert table["blocks.1.mlp.proj.weight"] == ["exact", "W of head"]
     table = rows(make_model(method="sign_sym"))
     assert table["blocks.1.mlp.proj.weight"] == ["local", "sign W of head"]
+
+
+def test_what_is_taken_before_a_step_stands_below_the_table():
+    table = describe(make_model(method="sign_sym", scale_follows="weight")).splitlines()
+    assert table[-1] == "taken before each step: one number of W in 13 layers"
+    plain = describe(make_model(method="sign_sym")).splitlines()
+    assert table[:-1] == plain and plain[-1].startswith("head.weight")
 
 
 def test_between_points_the_error_passes_one_feedback_and_the_weights_of_its_block():

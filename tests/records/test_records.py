@@ -98,6 +98,7 @@ CHANGES = {
     "grad_clip": ({}, 0.0),
     "eval_interval": ({}, 6),
     "eval_iters": ({}, 2),
+    "eval_between": ({}, 2),
     "freeze_body": ({}, True),
     "anchor_interval": ({"method": "fa"}, 5),
     "precision": ({}, "float64"),
@@ -641,6 +642,19 @@ def test_a_record_has_the_numbers_of_its_run(monkeypatch):
     for name in ("wall_time_s", "tokens_per_s", "peak_memory_mib", "flops_per_token", "anchor_steps"):
         assert getattr(record, name) == getattr(result, name), name
     assert record.anchor_steps == 2 and record.wall_time_s != record.tokens_per_s > 0
+
+
+@pytest.mark.parametrize("end, best", [(2.75, 2.75), (math.nan, None)])
+def test_the_best_loss_is_of_what_was_measured_as_the_last_one_is(monkeypatch, end, best):
+    losses = iter([3.5, 2.5, 3.0, 2.0, end])
+    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    spec = dataclasses.replace(toy_spec(), train=toy_train(eval_between=1))
+    record, _ = execute(spec, toy_corpus())
+    kept = RunRecord.from_json(record.to_json())
+    assert kept.best_val_loss == best and kept.curves["val_loss"][:4] == [3.5, 2.5, 3.0, 2.0]
+    values = json.loads(record.to_json()) | {"best_val_loss": 2.0}
+    with pytest.raises(ValueError, match=r"best_val_loss=2.0: the last of its curve is (2.75|None)"):
+        RunRecord.from_json(json.dumps(values))
 
 
 def test_a_run_that_broke_down_took_time_and_measured_nothing(monkeypatch):

@@ -301,6 +301,34 @@ REFUSED = {
         {"method": "sign_sym", "feedback_seed": 1},
         "feedback_seed=1: has no effect with sign_magnitude='uniform'; needs 'random'",
     ),
+    "scale": (
+        {"method": "fa", "scale_follows": "W"},
+        "scale_follows='W': allowed are 'start', 'weight', 'pr",
+    ),
+    "scale of GrAPE": (
+        {"method": "fa", "fa_grape": True, "scale_follows": "weight"},
+        "scale_follows='weight': has no effect with fa_grape=True, which brings the size along",
+    ),
+    "scale of a trained copy": (
+        {"method": "kp", "scale_follows": "probes"},
+        "scale_follows='probes': has no effect with method='kp'; needs method fa or sign_sym",
+    ),
+    "no scale to probe": (
+        {"method": "fa", "scale_follows": "weight", "scale_n_probe": 8},
+        "scale_n_probe=8: needs scale_follows='probes'",
+    ),
+    "probes of the scale": (
+        {"method": "fa", "scale_follows": "probes", "scale_n_probe": 0},
+        "scale_n_probe=0: must be an integer of at least 1",
+    ),
+    "a start of another scale": (
+        {"method": "fa", "scale_follows": "weight", "feedback_std": 0.1},
+        "feedback_std=0.1: is a scale: needs scale_follows='start'",
+    ),
+    "a start that is a scale": (
+        {"method": "fa", "scale_follows": "probes", "fa_init_mode": "ortho_he"},
+        "fa_init_mode='ortho_he': is a scale: needs scale_follows='start'",
+    ),
     "mirror": ({"method": "wm", "mirror_n_probe": 0}, "mirror_n_probe=0: must be an integer of at least 1"),
     "mirror rate": ({"method": "wm", "mirror_rate": 1.5}, r"mirror_rate=1.5: must be in \(0, 1\]"),
 }
@@ -319,6 +347,8 @@ OF_ANOTHER_RULE = {
     "jvp_rate": 0.5,
     "jvp_share": 1.0,
     "sign_magnitude": "random",
+    "scale_follows": "weight",
+    "scale_n_probe": 8,
     "mirror_n_probe": 8,
     "mirror_rate": 0.5,
 }
@@ -345,6 +375,8 @@ def test_an_option_that_the_rule_does_not_use_is_refused(field, method):
             options["fa_grape"] = True
         elif field == "feedback_seed" and "sign_magnitude" in RULES[method].uses:
             options["sign_magnitude"] = "random"
+        elif field == "scale_n_probe":
+            options["scale_follows"] = "probes"
         assert getattr(RuleOptions(**options), field) == OF_ANOTHER_RULE[field]
     else:
         with pytest.raises(ValueError, match=f"{field}=.* has no effect with method='{method}'; needs"):

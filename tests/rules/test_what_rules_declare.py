@@ -20,6 +20,8 @@ DECLARED = {
     "wm": ("local", "nothing", "layer", False, False),
 }
 MOVED_BY = {"fa-grape": "layer", "fa-kaczmarz": "layer", "dfa-grape": "network", "dfa-fdfa": "network"}
+FOLLOWING = ["sign_sym-weight", "sign_sym-probes", "sign_sym-random-probes", "fa-weight", "fa-probes"]
+MOVED_BY |= dict.fromkeys(FOLLOWING, "layer")
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -35,7 +37,9 @@ def test_what_moves_the_feedback_with_probes(case):
     assert make_layer(**RULE_CASES[case]).rule.aligns == MOVED_BY[case]
 
 
-@pytest.mark.parametrize("case", ["fa-grape", "fa-kaczmarz", "dfa-grape", "dfa-fdfa", "wm"])
+@pytest.mark.parametrize(
+    "case", ["fa-grape", "fa-kaczmarz", "dfa-grape", "dfa-fdfa", "wm", "fa-probes", "sign_sym-probes"]
+)
 def test_another_key_draws_other_probes(case):
     idx, buffers = make_batch()[0], []
     for key in (1, 2):
@@ -69,6 +73,12 @@ BY_HAND = {
     # 32 probes through W, through B, and their outer product with the error of the prediction.
     "fa-grape": (0, 3 * 32 * WEIGHTS),
     "fa-kaczmarz": (0, 3 * 5 * WEIGHTS),
+    # One number of the weight, which no product gives; 32 probes through W, and for signs through these too.
+    "sign_sym-weight": (0, 0),
+    "fa-weight": (0, 0),
+    "fa-probes": (0, 32 * WEIGHTS),
+    "sign_sym-probes": (0, 2 * 32 * WEIGHTS),
+    "sign_sym-random-probes": (0, 2 * 5 * WEIGHTS),
     # The head follows dfa, which has no probes here.
     "dfa-block-inside-grape": (2 * 7 * 12, 3 * 32 * INSIDE),
     # An input of 12 has no more than 12 directions to probe.
@@ -106,6 +116,10 @@ RATIOS = {
     "wm": (1.06, 1.06),
     "fa-kaczmarz": (1.06, 1.06),
     "sign_sym-random": (1.0, 1.0),
+    "sign_sym-weight": (1.0, 1.0),
+    "fa-weight": (1.0, 1.0),
+    "sign_sym-probes": (1.06, 1.06),
+    "fa-probes": (1.06, 1.06),
     "dfa-grape": (1.20, 1.10),
     "dfa-fdfa": (1.20, 1.10),
     "dfa-sublayer": (1.03, 1.01),

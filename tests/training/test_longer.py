@@ -36,6 +36,17 @@ def test_a_run_made_longer_is_the_run_that_was_longer_from_the_start(tmp_path, m
     assert all(torch.equal(tensor, ends[1].tensors[name]) for name, tensor in ends[0].tensors.items())
 
 
+@pytest.mark.parametrize("short", [5, 8])
+def test_the_whole_evaluation_at_the_old_end_gives_way_to_that_of_a_longer_run(tmp_path, short):
+    corpus, options = toy_corpus(), {"eval_between": 1}
+    whole = train(MODEL, constant(20, **options), corpus)
+    ended = train(MODEL, constant(short, **options), corpus, checkpoint=tmp_path / "short")
+    assert ended.final_val_loss not in whole.curves["val_loss"]
+    lengthened(load_checkpoint(tmp_path / "short"), 20, tmp_path / "longer").write()
+    found = train(MODEL, constant(20, **options), corpus, checkpoint=tmp_path / "longer", resume=True)
+    assert found.curves == whole.curves and found.best_val_loss == whole.best_val_loss
+
+
 def test_what_was_made_longer_can_be_made_longer_again(tmp_path):
     corpus = toy_corpus()
     whole = train(MODEL, constant(12), corpus)

@@ -168,6 +168,30 @@ def test_an_evaluation_on_as_many_batches_as_there_are_is_one_on_the_whole_split
     assert evaluate(model, ids, toy_train(eval_iters=3)) != evaluate(model, ids, toy_train())
 
 
+def test_evaluations_before_the_last_one_take_their_own_windows():
+    """Of 11 windows of 7 and a rest of 3, 2 batches of 3 before the end, and all of them there."""
+    ids = toy_corpus().val[: 11 * 7 + 1 + 3]
+    model = build_model(toy_model(), toy_train())
+    by_hand = {n: evaluate(model, ids, toy_train(eval_iters=n)) for n in (0, 1, 2)}
+    assert len({*by_hand.values()}) == 3
+    for last in (0, 1):
+        config = toy_train(eval_iters=last, eval_between=2)
+        found = [evaluate(model, ids, config, None, step) for step in (0, 5, 19, 20)]
+        assert found == [by_hand[2]] * 3 + [by_hand[last]] == found[:3] + [evaluate(model, ids, config)]
+        whole = toy_train(eval_iters=last)
+        assert evaluate(model, ids, whole, None, 5) == by_hand[last]
+
+
+def test_the_evaluations_of_a_run_are_partial_until_its_last_one():
+    whole, between = (train(toy_model(), toy_train(eval_between=n), toy_corpus()) for n in (0, 1))
+    partial = train(toy_model(), toy_train(eval_iters=1), toy_corpus())
+    assert between.curves["train_loss"] == whole.curves["train_loss"]
+    assert between.curves["val_step"] == whole.curves["val_step"] == [0, 5, 10, 15, 20]
+    assert between.curves["val_loss"] == partial.curves["val_loss"][:-1] + whole.curves["val_loss"][-1:]
+    assert all(a != b for a, b in zip(partial.curves["val_loss"], whole.curves["val_loss"], strict=True))
+    assert between.best_val_loss == between.final_val_loss == whole.final_val_loss
+
+
 def test_evaluation_in_several_batches_needs_a_weighted_mean():
     """The check above is blind if the ragged rest has the same mean loss as the other windows."""
     config = toy_train(precision="float64")
