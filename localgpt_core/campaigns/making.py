@@ -18,8 +18,8 @@ from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.validation import Refusal, require_choice
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import Corpus, load_corpus
-from localgpt_core.experiments.claims import UNFINISHED
 from localgpt_core.experiments.execution import steps_done
+from localgpt_core.experiments.locks import UNFINISHED
 from localgpt_core.experiments.making import Say, Show, title_of
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import PlannedRun, Suite, as_toml, write_suite

@@ -69,8 +69,8 @@ def train(
     """Train one model, print a sample, write a record and a checkpoint."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
-        from localgpt_core.experiments.claims import claim
         from localgpt_core.experiments.execution import left_to_do
+        from localgpt_core.experiments.locks import claim
         from localgpt_core.records.specs import resolve_spec
         from localgpt_core.training.before import check_corpus
         from localgpt_core.training.settings import RunSettings

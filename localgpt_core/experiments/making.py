@@ -9,8 +9,8 @@ from pathlib import Path
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.claims import UNFINISHED, claim, lock_of
 from localgpt_core.experiments.execution import execute
+from localgpt_core.experiments.locks import UNFINISHED, claim, lock_of
 from localgpt_core.experiments.suites import PlannedRun, Suite
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.training.checkpoints import load_checkpoint
@@ -182,7 +182,7 @@ class RunMaker:
         return step
 
     def claim(self, run: PlannedRun) -> AbstractContextManager[bool]:
-        """Return what keeps other processes off ``run``, see `localgpt_core.experiments.claims`."""
+        """Return what keeps other processes off ``run``, see `localgpt_core.experiments.locks`."""
         return claim(run.spec.digest, self.out, self.records)
 
 

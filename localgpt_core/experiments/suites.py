@@ -15,15 +15,15 @@ A suite is a TOML file:
     train = { lr = 3e-3 }
     seeds = [1]                         # optional, instead of the suite's; so is diagnose_every
 
-Unknown keys are errors. A run is identified by its content: one that another suite has recorded is not made
-again.
+Tables ``claims`` say what it is to decide, see `localgpt_core.experiments.claims`. Unknown keys are errors. A
+run is identified by its content: one that another suite has recorded is not made again.
 """
 
 import json
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from localgpt_core.common.files import LONGEST_INTEGER, atomic_write, read_regul
 from localgpt_core.common.validation import LARGEST, Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.claims import Claim, read_claims
 from localgpt_core.records.consistency import check_name
 from localgpt_core.records.specs import RunSpec, resolve_spec
 
@@ -50,7 +51,7 @@ __all__ = [
 LARGEST_FILE = 2**20  # bytes
 DEEPEST = 16  # a suite has a list in a table in a table in a table
 MOST_RUNS = 10_000
-SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
+SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every", "claims"}
 ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
 
 
@@ -84,6 +85,7 @@ class Suite:
     preset: str
     corpus: str
     arms: tuple[Arm, ...]
+    claims: dict[str, Claim] = field(default_factory=dict)
 
     def plan(self, corpus: Corpus, preset: str | None = None) -> list[PlannedRun]:
         """Return the runs, seed by seed, so that a suite that is stopped has whole comparisons.
@@ -152,11 +154,12 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         preset=content["preset"],
         corpus=content.get("corpus", "shakespeare"),
         arms=tuple(arms),
+        claims=read_claims(f"suite {path}: claims", content.get("claims", {}), [arm.name for arm in arms]),
     )
 
 
 def write_suite(suite: Suite, path: str | os.PathLike[str]) -> Suite:
-    """Write a suite as a TOML file, atomically, and return what `read_suite` makes of it: the same arms.
+    """Write a suite without its claims as a TOML file, atomically, and return it as `read_suite` reads it.
 
     Raises:
         OSError: If the file cannot be written.

@@ -155,13 +155,13 @@ def as_typed(path: Path) -> str:
     return path.name if path.is_absolute() else path.as_posix()
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half-width of the 95 % t interval of the mean; the half-width is NaN below n = 2."""
+def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Return mean and half-width of the t interval of the mean; the half-width is NaN below n = 2."""
     n = len(values)
     if n == 0:
         return math.nan, math.nan
     numbers = np.array(values, dtype=float)
-    half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    half = stdtrit(n - 1, (1 + level) / 2) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(numbers.mean()), float(half)
 
 
@@ -231,8 +231,10 @@ def settings_last(table: pd.DataFrame) -> pd.DataFrame:
     return named.assign(settings=settings) if any(settings) else table
 
 
-def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[float, float, int]:
-    """Return mean, 95 % half-width and n of final loss(arm) - final loss(reference), seed by seed.
+def paired_difference(
+    runs: pd.DataFrame, arm: str, reference: str, level: float = 0.95
+) -> tuple[float, float, int]:
+    """Return mean, half-width of the interval and n of final loss(arm) - final loss(reference), seed by seed.
 
     Only seeds at which both arms finished count; without any, the numbers are NaN and n is 0.
 
@@ -245,7 +247,7 @@ def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[flo
         require_seeds_once(found, name)
         losses[name] = found.set_index("seed")["final_val_loss"]
     differences = (losses[arm] - losses[reference]).dropna().tolist()
-    mean, half = interval(differences)
+    mean, half = interval(differences, level)
     return mean, half, len(differences)
 
 

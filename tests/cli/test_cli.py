@@ -17,7 +17,7 @@ from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import SHA256, Corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.claims import claim
+from localgpt_core.experiments.locks import claim
 from localgpt_core.records import RunRecord, load_records, read_record
 from localgpt_core.training import state as run_state
 from localgpt_core.training.checkpoints import load_checkpoint

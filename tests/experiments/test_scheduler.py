@@ -21,7 +21,7 @@ from localgpt_core.common import files
 from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments import making, processes, scheduler
-from localgpt_core.experiments.claims import claim
+from localgpt_core.experiments.locks import claim
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
@@ -575,7 +575,7 @@ def test_a_run_has_one_maker_and_its_lock_dies_with_it(tmp_path):
     lock = out / ".unfinished" / "0123.lock"
     code = f"""if True:
         import os, pathlib, sys
-        from localgpt_core.experiments.claims import claim
+        from localgpt_core.experiments.locks import claim
         with claim("0123", pathlib.Path({str(out)!r}), pathlib.Path({str(records)!r})) as mine:
             print(mine, flush=True)
             sys.stdin.read()
