@@ -77,7 +77,7 @@ def test_a_short_suite_has_the_default_corpus(tmp_path):
 # What is replaced, by what, and what the message says.
 REFUSED = {
     "no TOML": ("[arms.plain]", "[arms.plain", "is not TOML"),
-    "unknown key": ('corpus = "toy"', 'corpora = "toy"', "key='corpora': allowed are arms, corpus, diag"),
+    "unknown key": ('corpus = "toy"', 'corpora = "toy"', "key='corpora': allowed are arms, claims, corpus, diag"),
     "unknown key of an arm": ("seeds = [2, 3]", "seed = 2", "arm 'control': key='seed': allowed are diag"),
     "no question": ('question = "Which?"', "", "key='question': is missing"),
     "no preset": ('preset = "tiny"', "", "key='preset': is missing"),
