@@ -206,8 +206,9 @@ def _evaluations(recorded: dict[str, list], again: dict[str, list]) -> str:
 def _losses(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator[_Gap]:
     for name in ("final_val_loss", "best_val_loss"):
         yield _gap(name, getattr(recorded, name), getattr(again, name), tolerance)
-    for own, now in zip(recorded.curves["val_loss"], again.curves["val_loss"], strict=True):
-        yield _gap("curves.val_loss", own, now, tolerance)
+    for name in ("val_loss", "val_accuracy"):
+        pairs = zip(recorded.curves.get(name, []), again.curves.get(name, []), strict=True)
+        yield from (_gap(f"curves.{name}", own, now, tolerance) for own, now in pairs)
 
 
 def _training(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator[_Gap]:

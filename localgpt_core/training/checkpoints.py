@@ -184,7 +184,7 @@ def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:
     for step in points:
         add_point(curves, step, losses[step - between : step], new, block_size)
     if done % old.eval_interval:
-        curves |= {key: curves[key][:-1] for key in ("val_step", "val_loss")}
+        curves |= {key: own[:-1] for key, own in curves.items() if key.startswith("val_")}
     if "step" in progress["diagnostics"]:
         progress["diagnostics"] = _at_regular_steps(progress["diagnostics"])
     kept = len(points) * between

@@ -24,12 +24,13 @@ from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
-from localgpt_core.training.curves import Curves, add_point, curve_interval
+from localgpt_core.training.curves import Curves, add_point, curve_interval, no_points
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     compiled,
     evaluate,
+    evaluate_answers,
     training_step,
 )
 
@@ -48,7 +49,8 @@ class TrainResult:
             ``"out_of_time"``: it did not, or could not, finish before the deadline.
         steps_done: Steps taken.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
-            ``val_step`` and ``val_loss`` on the whole validation split; nats per character.
+            ``val_step`` and ``val_loss`` on the whole validation split; nats per character. Of a corpus
+            with answers they are nats per answer, and ``val_accuracy`` is the share that is right.
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: Peak since the run, or the resumed part of it, began; see
@@ -108,12 +110,10 @@ class RunState:
         self.model = build_model(model_config, config, device)
         self.optimizer = build_optimizer(self.model, config)
         sizes = {"batch_size": config.batch_size, "block_size": model_config.block_size, "seed": config.seed}
-        self.batches = Batches(corpus.train, **sizes, device=device)
+        self.batches = Batches(corpus.train, **sizes, device=device, sequences=corpus.sequences)
         self.val = resident(corpus.val, device)
         self.step = 0
-        self.curves: Curves = {
-            key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
-        }
+        self.curves: Curves = no_points(corpus.sequences is not None)
         self.losses: list[float] = []
         self.pending: list[Tensor] = []
         self.train_time_s = 0.0
@@ -187,7 +187,7 @@ class RunState:
 
         Where that fails after the first step, it warns: the run is worth more than what is said about it.
         """
-        text = windows(self.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS]
+        text = windows(self.val, self.model.config.block_size, self.corpus.sequences)[0][:DIAGNOSED_WINDOWS]
         measured = copy.deepcopy(self.diagnostics)
         try:
             measure_into(measured, self.model, *self.batch(self.step), text, self.step)
@@ -222,8 +222,13 @@ class RunState:
         return point
 
     def evaluate(self) -> float:
-        """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.val, self.config, self.stepped)
+        """Measure the validation loss, add it to the curve and return it; of answers, the accuracy too."""
+        measured = (self.model, self.val, self.config, self.stepped)
+        if self.corpus.sequences:
+            loss, accuracy = evaluate_answers(*measured, self.corpus.sequences)
+            self.curves["val_accuracy"].append(accuracy)
+        else:
+            loss = evaluate(*measured)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss
