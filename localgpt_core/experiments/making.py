@@ -139,6 +139,8 @@ class RunMaker:
         if record.status != "failed":
             self._drop_checkpoint(run.spec.digest)
         loss = "no final loss" if record.final_val_loss is None else f"{record.final_val_loss:.4f} nats"
+        right = record.final_val_accuracy
+        loss += "" if right is None else f", {right:.1%} of the answers"
         say(f"{title_of(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
         if result is not None and result.interrupted:
             return "interrupted"
