@@ -64,7 +64,7 @@ def suite_runs(
         for device in devices:
             name = arm.name if len(devices) == 1 else f"{arm.name} ({device})"
             rows += [run_row(name, arm.label, record) for record in own if record.device_type == device]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return where_measured(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
             words = ", ".join([preset, *(f"{name}={own[name]}" for name in names)])
             rows.append(run_row(f"{suite}/{arm} ({words})", arm, record))
     rows.sort(key=lambda row: (row["arm"], row["seed"]))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return where_measured(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def settings_of(record: RunRecord) -> dict[str, object]:
@@ -173,7 +173,7 @@ def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
 def where_measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ``frame`` without its columns on answers if no row has any."""
     none = frame["final_val_accuracy"].isna().all()
-    return frame.drop(columns=["final_val_accuracy", "solved"]) if none else frame
+    return frame.drop(columns=["final_val_accuracy", "solved"], errors="ignore") if none else frame
 
 
 def arm_numbers(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def arm_numbers(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     mean, half = interval([row["final_val_loss"] for row in finished])
     best = min((row["best_val_loss"] for row in finished), default=math.nan)
     cost, _ = interval([row["tflops"] for row in rows if not math.isnan(row["tflops"])])
-    shares = [row["final_val_accuracy"] for row in finished if not pd.isna(row["final_val_accuracy"])]
+    shares = [share for row in finished if not pd.isna(share := row.get("final_val_accuracy"))]
     solved = sum(share > SOLVED for share in shares)
     numbers = (mean, half, best, len(rows) - len(finished), cost, interval(shares)[0], solved)
     return {"n": len(finished), **dict(zip(HEADINGS, numbers, strict=True))}
