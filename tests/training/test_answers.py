@@ -121,6 +121,12 @@ def test_every_kind_of_rule_runs_on_answers(method):
     assert train(model_of(method=method, **options), toy_train(steps=3), sixes()).status == "finished"
 
 
+def test_codes_are_fitted_and_rules_diagnosed_on_whole_sequences():
+    model = model_of(method="fa", fa_grape=True, vq_codes=4, vq_init="kmeans")
+    result = train(model, toy_train(steps=3), sixes(), diagnose_every=1)
+    assert result.status == "finished" and result.diagnostics["step"] == [0, 1, 2, 3]
+
+
 def test_another_context_is_refused_before_anything_is_trained():
     with pytest.raises(Refusal, match="block_size=7: must be 5: a window is a sequence of 6 characters"):
         check_corpus(model_of(block_size=7), toy_train(), sixes())
