@@ -15,8 +15,8 @@ of the j - 1 earlier ones and closes no cycle too early. That leaves N - j keys,
 best guess is right with probability 1 / (N - j) and has the loss ln(N - j), on average over j = 1 ... Q.
 
 There are 720 tables, of which a run sees all. What keeps a small model from doing without the look-ups is its
-size: trained by backpropagation, one block of width 16 ends near 30 % on two hops, while one of width 64, with
-256 hidden units, gets all of them, and one of width 32 does for some seeds. So a test of depth takes width 16.
+size: trained by backpropagation, one block of width 16 ends near 30 % on two hops. One of width 64, with 256
+hidden units, gets all of them, and one of width 32 does for some seeds. A test of depth takes width 16.
 
 Rejected: the N pairs of key and value in random order. A block then has to bring each key to the place of its
 value, where nothing is predicted. That is another task than depth: the error that direct feedback brings to
