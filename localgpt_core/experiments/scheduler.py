@@ -51,7 +51,7 @@ class SuiteRun(RunMaker):
         todo = self.todo(say, only)
         for run in todo:
             try:
-                check_corpus(run.spec.model, run.spec.train, self.corpus)
+                check_corpus(run.spec.model, run.spec.train, run.corpus)
             except Refusal as error:
                 raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
             self.require_writable(run)

@@ -28,6 +28,7 @@ from localgpt_core.common.modes import evaluation_mode, watch, wide
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.corpus.sequences import IGNORED
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
 from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
 from localgpt_core.layers.linear import LocalLinear
@@ -139,7 +140,8 @@ class LocalGPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
 
-        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None.
+        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None. The mean is over the
+        targets that are not `IGNORED`; where one is, the loss has no derivative by the logits.
 
         Raises:
             ValueError: If T exceeds ``block_size``.
@@ -147,7 +149,9 @@ class LocalGPT(nn.Module):
         logits = self.logits(idx)
         if targets is None:
             return logits, None
-        return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        return logits, functional.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED
+        )
 
     def logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""

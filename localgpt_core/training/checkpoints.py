@@ -185,7 +185,7 @@ def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:
         add_point(curves, step, losses[step - between : step], new, block_size)
     # The last evaluation, where the longer run has none, or another one, which is then made at once.
     if done % old.eval_interval or old.eval_between:
-        curves |= {key: curves[key][:-1] for key in ("val_step", "val_loss")}
+        curves |= {key: own[:-1] for key, own in curves.items() if key.startswith("val_")}
     if "step" in progress["diagnostics"]:
         progress["diagnostics"] = _at_regular_steps(progress["diagnostics"])
     kept = len(points) * between

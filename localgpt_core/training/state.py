@@ -24,12 +24,13 @@ from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
-from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval
+from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval, no_points
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     compiled,
     evaluate,
+    evaluate_answers,
     training_step,
 )
 
@@ -49,7 +50,8 @@ class TrainResult:
         steps_done: Steps taken.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
             ``val_step`` and ``val_loss`` on the validation split, or of it what ``eval_between`` and
-            ``eval_iters`` say; nats per character.
+            ``eval_iters`` say; nats per character. Of a corpus with answers they are nats per answer, and
+            ``val_accuracy`` is the share that is right.
         best_val_loss: The lowest validation loss of the evaluations that are as the last one is: of all, or
             with ``eval_between`` that of the last one alone. NaN if none of them was finite.
         wall_time_s: Seconds in all, over every part of a resumed run.
@@ -107,12 +109,10 @@ class RunState:
         self.model = build_model(model_config, config, device)
         self.optimizer = build_optimizer(self.model, config)
         sizes = {"batch_size": config.batch_size, "block_size": model_config.block_size, "seed": config.seed}
-        self.batches = Batches(corpus.train, **sizes, device=device)
+        self.batches = Batches(corpus.train, **sizes, device=device, sequences=corpus.sequences)
         self.val = resident(corpus.val, device)
         self.step = 0
-        self.curves: Curves = {
-            key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
-        }
+        self.curves: Curves = no_points(corpus.sequences is not None)
         self.losses: list[float] = []
         self.pending: list[Tensor] = []
         self.train_time_s = 0.0
@@ -186,7 +186,7 @@ class RunState:
 
         Where that fails after the first step, it warns: the run is worth more than what is said about it.
         """
-        text = windows(self.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS]
+        text = windows(self.val, self.model.config.block_size, self.corpus.sequences)[0][:DIAGNOSED_WINDOWS]
         measured = copy.deepcopy(self.diagnostics)
         try:
             measure_into(measured, self.model, *self.batch(self.step), text, self.step)
@@ -221,8 +221,13 @@ class RunState:
         return point
 
     def evaluate(self) -> float:
-        """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.val, self.config, self.stepped, self.step)
+        """Measure the validation loss, add it to the curve and return it; of answers, the accuracy too."""
+        measured = (self.model, self.val, self.config, self.stepped, self.step)
+        if self.corpus.sequences:
+            loss, accuracy = evaluate_answers(*measured, self.corpus.sequences)
+            self.curves["val_accuracy"].append(accuracy)
+        else:
+            loss = evaluate(*measured)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss

@@ -21,6 +21,7 @@ from localgpt_core.common.modes import evaluation_mode, exact_derivatives
 from localgpt_core.common.seeds import seed_from
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import windows
+from localgpt_core.corpus.sequences import IGNORED, Sequences
 from localgpt_core.layers.between_steps import feedback_places, mirror
 from localgpt_core.model.gpt import LocalGPT
 
@@ -29,6 +30,7 @@ __all__ = [
     "build_optimizer",
     "compiled",
     "evaluate",
+    "evaluate_answers",
     "is_anchor",
     "learning_rate",
     "model_without_numbers",
@@ -135,7 +137,6 @@ def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def evaluate(
     model: LocalGPT,
     ids: np.ndarray | Tensor,
@@ -154,9 +155,38 @@ def evaluate(
     ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
     graph more for each such size. What is left over has other shapes: the model itself takes it.
     """
+    return _measured(model, ids, train_config, stepped, step)[0]
+
+
+def evaluate_answers(
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None,
+    step: int | None,
+    sequences: Sequences,
+) -> tuple[float, float]:
+    """Return the mean cross-entropy of the answers of ``ids``, in nats per answer, and their accuracy.
+
+    That is the share of the answers that have the largest logit; of equal logits the first character's
+    counts. The rest is as in `evaluate`, and every window is a sequence.
+    """
+    return _measured(model, ids, train_config, stepped, step, sequences)
+
+
+@torch.no_grad()
+def _measured(
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None,
+    step: int | None,
+    sequences: Sequences | None = None,
+) -> tuple[float, float]:
+    """Return the mean loss of the targets that count and, with ``sequences``, the share that is right."""
     device = next(model.parameters()).device
     block_size = model.config.block_size
-    x, y, x_rest, y_rest = windows(ids, block_size)
+    x, y, x_rest, y_rest = windows(ids, block_size, sequences)
     batches = train_config.eval_batches(train_config.steps if step is None else step)
     asked = batches * train_config.batch_size
     if 0 < asked < len(x):
@@ -166,12 +196,17 @@ def evaluate(
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
         pairs.append((x_rest, y_rest))
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total, right, counted = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluation_mode(model), precision(train_config, device):
         for inputs, targets in pairs:
             forward = stepped if stepped is not None and inputs.shape == pairs[0][0].shape else model
-            total += forward(inputs.to(device), targets.to(device))[1].double() * targets.numel()
-    return total.item() / sum(targets.numel() for _, targets in pairs)
+            targets = targets.to(device)
+            logits, loss = forward(inputs.to(device), targets)
+            counts = (targets != IGNORED).sum()
+            total, counted = total + loss.double() * counts, counted + counts
+            if sequences:
+                right = right + (logits.argmax(dim=-1) == targets).sum()
+    return (total / counted).item(), (right / counted).item()
 
 
 def seed_all(seed: int, device: torch.device) -> None:

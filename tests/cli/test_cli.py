@@ -607,6 +607,21 @@ def test_corpus_prints_the_sizes_of_the_default(cli):
     assert re.fullmatch(r"[0-9a-f]{64}", lines["sha256"])
 
 
+def test_a_corpus_of_sequences_is_printed_and_trained_on(cli):
+    status, out, err = cli("corpus", "recall-2")
+    assert status == 0, err
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["sequences"] == "14 characters each, 3 of them answers"
+    assert lines["chance"] == "20.6% of the answers" and lines["guess"] == "1.596"
+    options = "train --corpus recall-2 --preset tiny --steps 2 --eval-iters 1 --n-embd 8 --n-layer 1".split()
+    status, out, err = cli(*options)
+    assert status == 2 and "block_size=32: must be 13" in err
+    status, out, err = cli(*options, "--block-size", "13")
+    assert status == 0, err
+    assert re.search(r"\d% of the answers are right; chance is 20.6%", out + err)
+    assert "nats per answer" in out + err and "n-gram" not in out + err
+
+
 def test_corpus_prints_floors_and_the_agreement_with_another_text(cli):
     text = Corpus("toy", toy_text(), "".join(sorted(set(toy_text()))))
     status, out, err = cli("corpus", "toy.txt", "--original", "toy.txt")

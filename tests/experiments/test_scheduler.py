@@ -770,3 +770,20 @@ def test_a_refusal_of_one_run_does_not_stop_the_others(make, monkeypatch):
     assert run.make(1, said.append) == "failed"
     assert said[1] == f"bp seed 1 [{first.spec.digest}]: x=1: is refused"
     assert results(run).keys() == {second.spec.digest}
+
+
+OWN = """
+[arms.recall]
+corpus = "recall-1"
+model = { block_size = 13 }
+train = { eval_iters = 1 }
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_arm_is_made_with_the_corpus_that_it_names(make, jobs):
+    run = make(steps=2, more=OWN)
+    assert run.all(jobs, print)
+    corpora = {record.arm: record.corpus for record in load_records(run.records, pytest.fail).values()}
+    assert corpora == {"bp": "toy", "fa": "toy", "recall": "recall-1"}
+    assert run.missing([*run.planned().values()]) == []
