@@ -16,8 +16,8 @@ A suite is a TOML file:
     seeds = [1]                         # optional, instead of the suite's; so is diagnose_every
     corpus = "recall-2"                 # optional, a corpus with a name in the place of the suite's
 
-Tables ``claims`` say what it is to decide, see `localgpt_core.experiments.claims`. Unknown keys are errors. A
-run is identified by its content: one that another suite has recorded is not made again.
+For tables ``claims`` see `localgpt_core.experiments.claims`. Unknown keys are errors. A run is known by its
+content: one that another suite has recorded is not made again.
 """
 
 import json
@@ -151,10 +151,8 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
                 label=label,
                 model={**model, **own_model},
                 train={**train, **own_train},
-                seeds=read_seeds(f"suite {path}: seeds", arm.get("seeds", content["seeds"])),
-                diagnose_every=_diagnose_every(
-                    path, arm.get("diagnose_every", content.get("diagnose_every", 0))
-                ),
+                seeds=read_seeds(f"suite {path}: seeds", (content | arm)["seeds"]),
+                diagnose_every=_diagnose_every(path, (content | arm).get("diagnose_every", 0)),
                 corpus=arm.get("corpus", ""),
             )
         )
