@@ -11,7 +11,7 @@ from localgpt_core.common.validation import option, require, require_integer
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.rules.base import LARGEST_SIZE, START_OPTIONS
 
-__all__ = ["LocalGPTConfig"]
+__all__ = ["MOST_BLOCKS", "LocalGPTConfig", "block_numbers"]
 
 SYMBOLS = sys.maxunicode + 1
 MOST_BLOCKS = 10_000
@@ -39,6 +39,23 @@ BETWEEN_LAYERS = (
     "needs dfa_granularity='sublayer' or 'block'",
     lambda config: config.dfa_granularity != "layer",
 )
+
+
+def block_numbers(field: str, text: str, blocks: int) -> list[int]:
+    """Return the block numbers that ``text`` lists, such as ``"0,2"``; none for ``""``.
+
+    Raises:
+        ValueError: Naming ``field``, unless they ascend, are below ``blocks`` and are written in the one way
+            that there is: another spelling would be another run with the same result.
+    """
+    allowed = f"must be ascending block numbers below {blocks}, such as '0'"
+    parts = text.split(",") if text else []
+    longest = len(str(MOST_BLOCKS))
+    require(all(part.isdecimal() and len(part) <= longest for part in parts), field, text, allowed)
+    numbers = sorted({int(part) for part in parts})
+    canonical = text == ",".join(map(str, numbers)) and all(number < blocks for number in numbers)
+    require(canonical, field, text, allowed)
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,17 +190,9 @@ class LocalGPTConfig(RuleOptions):
         require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
 
     def _check_blocks(self) -> None:
-        at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
-        parts = at.split(",") if at else []
-        longest = len(str(MOST_BLOCKS))
-        valid = all(part.isdecimal() and len(part) <= longest for part in parts)
-        require(valid, "bottleneck_at", at, allowed)
-        numbers = sorted({int(part) for part in parts})
-        # One way to write each choice: another spelling would be another run with the same result.
-        canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)
-        require(canonical, "bottleneck_at", at, allowed)
+        numbers = block_numbers("bottleneck_at", self.bottleneck_at, self.n_layer)
         every = len(numbers) == self.n_layer
-        require(not every, "bottleneck_at", at, "are all blocks, which is written as ''")
+        require(not every, "bottleneck_at", self.bottleneck_at, "are all blocks, which is written as ''")
 
     @property
     def rule(self) -> RuleOptions:

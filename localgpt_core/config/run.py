@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from localgpt_core.common.validation import check_needs, check_values, option, require
-from localgpt_core.config.model import LocalGPTConfig
+from localgpt_core.config.model import MOST_BLOCKS, LocalGPTConfig, block_numbers
 from localgpt_core.rules.base import LARGEST_SIZE
 
 __all__ = ["CODEBOOK_BATCHES", "TrainConfig", "check_run"]
@@ -45,6 +45,14 @@ class TrainConfig:
         maximum=MOST_STEPS,
     )
     freeze_body: bool = option(False, "control: train embeddings and head only")
+    freeze_blocks: str = option(
+        "",
+        "blocks that are not trained, such as 1,2,3; empty = none",
+        needs=(
+            "has no effect with freeze_body=True, which freezes every block",
+            lambda config: not config.freeze_body,
+        ),
+    )
     anchor_interval: int = option(
         0,
         "every how many steps one is backpropagation (an anchor); 0 = never",
@@ -64,15 +72,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        block_numbers("freeze_blocks", self.freeze_blocks, MOST_BLOCKS)
         check_needs(self)
+
+    @property
+    def frozen_blocks(self) -> list[int]:
+        """The numbers of the blocks that ``freeze_blocks`` leaves at their start."""
+        return block_numbers("freeze_blocks", self.freeze_blocks, MOST_BLOCKS)
 
 
 def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
     """Raise ``ValueError`` for what either configuration allows and both together do not.
 
-    These are anchor steps of a model whose every step is exact, a late start of no codebook, and more codes
-    than the tokens that they would be fitted to.
+    These are frozen blocks that are not there, anchor steps of a model whose every step is exact, a late
+    start of no codebook, and more codes than the tokens that they would be fitted to.
     """
+    block_numbers("freeze_blocks", train.freeze_blocks, model.n_layer)
     anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
     require(not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
     allowed = "has no effect without vq_codes"

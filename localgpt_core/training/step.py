@@ -50,7 +50,8 @@ def build_model(
     precision float64 too: the start is the same.
 
     Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
-    embeddings and the head are left to learn.
+    embeddings and the head are left to learn, with ``freeze_blocks`` all but the blocks that it lists. The
+    feedback of what is frozen is aligned all the same, where the rule aligns it.
 
     Raises:
         ValueError: For what the two together do not allow, see `localgpt_core.config.check_run`.
@@ -65,14 +66,19 @@ def build_model(
 
 
 def _frozen(model: LocalGPT, config: TrainConfig) -> LocalGPT:
-    if config.freeze_body:
-        model.blocks.requires_grad_(False)
-        model.ln_f.requires_grad_(False)
+    frozen = [model.blocks[number] for number in config.frozen_blocks]
+    for part in [model.blocks, model.ln_f] if config.freeze_body else frozen:
+        part.requires_grad_(False)
     return model
 
 
 def model_without_numbers(model_config: LocalGPTConfig, train_config: TrainConfig) -> LocalGPT:
-    """Return the model of a run on the meta device: names, shapes and types, whatever its size."""
+    """Return the model of a run on the meta device: names, shapes and types, whatever its size.
+
+    Raises:
+        ValueError: As `build_model`.
+    """
+    check_run(model_config, train_config)
     dtype = torch.float64 if train_config.precision == "float64" else torch.float32
     return _frozen(LocalGPT(model_config, device="meta", dtype=dtype), train_config)
 

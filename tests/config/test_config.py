@@ -126,6 +126,17 @@ TRAIN_REFUSALS = {
         ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
         ({"vq_start": 9, "steps": 9}, "vq_start=9: must be an integer of at least 0 and at most 8"),
     ],
+    "freeze_blocks": [
+        *(
+            ({"freeze_blocks": at}, f"freeze_blocks={at!r}: must be ascending block numbers below 10000")
+            for at in ("10000", "1,0", "0,0", "01", "\u0660", "a", "-1", "0,", ",", " 1")
+        ),
+        ({"freeze_blocks": 1}, "freeze_blocks=1: must be a string"),
+        (
+            {"freeze_blocks": "0", "freeze_body": True},
+            "freeze_blocks='0': has no effect with freeze_body=True, which freezes every block",
+        ),
+    ],
     "warmup": [({"warmup": -1}, "warmup=-1: must be an integer of at least 0")],
     "lr": [({"lr": value}, f"lr={value}: must be positive and finite") for value in (0.0, -1.0, math.inf)],
     "min_lr_ratio": [
@@ -211,6 +222,11 @@ def test_configurations_take_keywords_and_do_not_change():
 
 TOGETHER = {
     "anchors of exact steps": ({}, {"anchor_interval": 5}, "anchor_interval=5: has no effect where every"),
+    "a frozen block that is not there": (
+        {},
+        {"freeze_blocks": "0,2"},
+        "freeze_blocks='0,2': must be ascending block numbers below 2",
+    ),
     "a late start of no codebook": ({}, {"vq_start": 3}, "vq_start=3: has no effect without vq_codes"),
     # 32 batches of 2 windows of 6 characters, in the streams of 2 blocks.
     "too many shared codes": (

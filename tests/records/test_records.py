@@ -99,6 +99,7 @@ CHANGES = {
     "eval_interval": ({}, 6),
     "eval_iters": ({}, 2),
     "freeze_body": ({}, True),
+    "freeze_blocks": ({"n_layer": 2}, "0"),
     "anchor_interval": ({"method": "fa"}, 5),
     "precision": ({}, "float64"),
     "compile": ({}, True),
