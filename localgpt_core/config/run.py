@@ -18,6 +18,9 @@ CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
 class TrainConfig:
     """How a model is trained: AdamW, linear warm-up, cosine decay, clipping, fixed validation.
 
+    With ``anchor_only`` a step that is no anchor is a forward pass without gradients: weights, feedback and
+    the optimiser's moments stay, the schedule goes on, and its loss is one of the training curve.
+
     Each field's meaning is in its metadata and in ``localgpt train --help``. Everything here can change the
     result; where and how fast a run goes (device, threads) is not here.
 
@@ -59,6 +62,11 @@ class TrainConfig:
         minimum=0,
         maximum=lambda config: config.steps,
     )
+    anchor_only: bool = option(
+        False,
+        "control: the anchors are the only steps taken; of the others the loss is computed and nothing moves",
+        needs=("needs anchor_interval of at least 2", lambda config: config.anchor_interval > 1),
+    )
     vq_start: int = option(
         0,
         "steps before the codebook is in use (and, with kmeans, fitted)",
@@ -84,12 +92,12 @@ class TrainConfig:
 def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
     """Raise ``ValueError`` for what either configuration allows and both together do not.
 
-    These are frozen blocks that are not there, anchor steps of a model whose every step is exact, a late
-    start of no codebook, and more codes than the tokens that they would be fitted to.
+    These are frozen blocks that are not there, anchors beside other steps of a model whose every step is
+    exact, a late start of no codebook, and more codes than the tokens that they would be fitted to.
     """
     block_numbers("freeze_blocks", train.freeze_blocks, model.n_layer)
     anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
-    require(not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
+    require(train.anchor_only or not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
     allowed = "has no effect without vq_codes"
     require(not train.vq_start or model.vq_codes > 0, "vq_start", train.vq_start, allowed)
     if model.vq_init == "kmeans":

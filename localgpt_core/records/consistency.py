@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.training.curves import KEPT, check_curves, check_increasing
+from localgpt_core.training.step import anchors_in
 
 __all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 
@@ -104,8 +105,7 @@ def check_consistency(record: Record) -> None:
     _check_status(record, spec.train.steps, done)
     finite = [loss for loss in record.curves["val_loss"] if loss is not None]
     _require_same("best_val_loss", record.best_val_loss, min(finite, default=None), "the lowest of its curve")
-    every = spec.train.anchor_interval
-    _require_same("anchor_steps", record.anchor_steps, done // every if every else 0, "what its spec makes")
+    _require_same("anchor_steps", record.anchor_steps, anchors_in(done, spec.train), "what its spec makes")
     _check_speed(record, done * spec.train.batch_size * spec.model.block_size)
     counts = record.parameters
     require(set(counts) == {"total", "trained"}, "parameters", counts, "must be total and trained")

@@ -25,6 +25,7 @@ from localgpt_core.layers.between_steps import feedback_places, mirror
 from localgpt_core.model.gpt import LocalGPT
 
 __all__ = [
+    "anchors_in",
     "build_model",
     "build_optimizer",
     "compiled",
@@ -33,6 +34,7 @@ __all__ = [
     "learning_rate",
     "model_without_numbers",
     "precision",
+    "steps_taken",
     "trained_names",
     "training_step",
 ]
@@ -120,6 +122,21 @@ def is_anchor(step: int, config: TrainConfig) -> bool:
     return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
 
 
+def is_skipped(step: int, config: TrainConfig) -> bool:
+    """Return whether ``step``, counted from 0, moves nothing: with ``anchor_only`` all but the anchors."""
+    return config.anchor_only and not is_anchor(step, config)
+
+
+def anchors_in(steps: int, config: TrainConfig) -> int:
+    """Return how many of the first ``steps`` steps are anchors."""
+    return steps // config.anchor_interval if config.anchor_interval else 0
+
+
+def steps_taken(steps: int, config: TrainConfig) -> int:
+    """Return how many of the first ``steps`` steps the optimiser takes: all that are not skipped."""
+    return anchors_in(steps, config) if config.anchor_only else steps
+
+
 def compiled(model: LocalGPT) -> nn.Module:
     """Return the compiled form of ``model``: one graph for each mode and shape, or an error.
 
@@ -191,9 +208,13 @@ def training_step(
 ) -> Tensor:
     """Take step ``step`` and return its loss, detached, without waiting for the device.
 
-    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation.
+    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation; of a step
+    that is skipped there is the loss alone.
     """
     seed_all(seed_from(config.seed, "dropout", step), idx.device)
+    if is_skipped(step, config):
+        with torch.no_grad(), precision(config, idx.device):
+            return model(idx, targets)[1]
     model.align_feedback(config.seed, "probes", step, idx=idx)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)

@@ -122,6 +122,13 @@ TRAIN_REFUSALS = {
             "anchor_interval=10: must be an integer of at least 0 and at",
         ),
     ],
+    "anchor_only": [
+        ({"anchor_only": True}, "anchor_only=True: needs anchor_interval of at least 2"),
+        (
+            {"anchor_only": True, "anchor_interval": 1},
+            "anchor_only=True: needs anchor_interval of at least 2",
+        ),
+    ],
     "vq_start": [
         ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
         ({"vq_start": 9, "steps": 9}, "vq_start=9: must be an integer of at least 0 and at most 8"),
@@ -511,7 +518,7 @@ def test_a_preset_takes_other_values():
     [
         (("large",), "preset='large': allowed are 'tiny', 'cpu', 'gpu'"),
         (("tiny", {"n_heads": 2}), "field='n_heads': allowed are attn_mode, bias, block_size"),
-        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are anchor_interval, batch_size"),
+        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are anchor_interval, anchor_only"),
         (("tiny", {"n_head": 5}), "n_embd=32: must be divisible by n_head=5"),
         (("tiny", {"bias": 1}), "bias=1: must be true or false"),
         (("tiny", {"bias": "true"}), "bias='true': must be true or false"),

@@ -101,6 +101,7 @@ CHANGES = {
     "freeze_body": ({}, True),
     "freeze_blocks": ({"n_layer": 2}, "0"),
     "anchor_interval": ({"method": "fa"}, 5),
+    "anchor_only": ({"anchor_interval": 5, "method": "fa"}, True),
     "precision": ({}, "float64"),
     "compile": ({}, True),
 }
