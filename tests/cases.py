@@ -27,6 +27,8 @@ RULE_CASES: dict[str, dict] = {name: {"method": name} for name in RULES} | {
     "dfa-grape": {"method": "dfa", "fa_grape": True},
     "dfa-fdfa": {"method": "dfa", "fa_grape": True, "jvp_update": "fdfa"},
     "dfa-sublayer": {"method": "dfa", "dfa_granularity": "sublayer"},
+    "dkp-sublayer": {"method": "dkp", "dfa_granularity": "sublayer", "dfa_norm": True},
+    "dkp-inside": {"method": "dkp", "dfa_granularity": "block", "dfa_norm": True, "dfa_inside": "kp"},
     "dfa-block": {"method": "dfa", "dfa_granularity": "block"},
     "dfa-block-norm": {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True},
     "dfa-block-inside-grape": {"method": "dfa", "dfa_granularity": "block", "dfa_inside": "grape"},

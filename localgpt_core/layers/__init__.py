@@ -5,7 +5,7 @@ bottlenecks, and what moves between the steps of a network that holds feedback. 
 construction and works without the GPT.
 """
 
-from localgpt_core.layers.between_steps import align, feedback_places, mirror, mirrored
+from localgpt_core.layers.between_steps import align, feedback_places, learned, mirror, mirrored
 from localgpt_core.layers.bottlenecks import (
     FrozenSubspace,
     HardTopK,
@@ -63,6 +63,7 @@ __all__ = [
     "align",
     "feedback_places",
     "keep_winners",
+    "learned",
     "mirror",
     "mirrored",
     "normalise",

@@ -3,6 +3,7 @@ r"""A feedback point: direct feedback between blocks instead of at every linear 
     forward    y      = x                                     (..., C)
     backward   grad_x = e @ B                                 (..., V) @ (V, C)
     with norm  grad_x = (v - mean v - z mean(v z)) / sigma    v = e @ B, z the normalised x
+               grad_B = e^T @ x, with norm e^T @ z            (V, ...) @ (..., C), if B is trained
 
 What lies between two such points is trained by its own exact backward pass, started with grad_x. This is the
 macro and micro form of Launay et al. 2020, whose blocks end with a LayerNorm: the error entered them through
@@ -21,7 +22,7 @@ from torch.nn import functional
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import recorded
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.layers.linear import missing_error
+from localgpt_core.layers.linear import as_rows, missing_error
 from localgpt_core.layers.norms import EPS, normalise
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 from localgpt_core.rules.feedback import HoldsFeedback
@@ -46,7 +47,7 @@ class _FeedbackPointFunction(LocalFunction):
         place: int | str,
     ) -> tuple[Tensor, Tensor]:
         ctx.rule, ctx.place, ctx.at_x = rule, place, entry is None
-        ctx.save_for_backward(buffer)
+        ctx.save_for_backward(buffer, (x if entry is None else entry) if buffer.requires_grad else None)
         ctx.set_materialize_grads(False)
         return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
 
@@ -54,9 +55,12 @@ class _FeedbackPointFunction(LocalFunction):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         if tap_error is None:
             raise missing_error(ctx.place)
-        (buffer,) = ctx.saved_tensors
+        buffer, entered = ctx.saved_tensors
+        grad_buffer = None
+        if ctx.needs_input_grad[2]:
+            grad_buffer = (as_rows(tap_error).T @ as_rows(entered).to(tap_error.dtype)).to(buffer.dtype)
         grad_entry = ctx.rule.signal(tap_error) @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
-        return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), None, None, None, None
+        return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), grad_buffer, None, None, None
 
 
 class FeedbackPoint(HoldsFeedback, nn.Module):

@@ -21,7 +21,7 @@ from localgpt_core.common.modes import evaluation_mode, exact_derivatives
 from localgpt_core.common.seeds import seed_from
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import windows
-from localgpt_core.layers.between_steps import feedback_places, mirror
+from localgpt_core.layers.between_steps import feedback_places, learned, mirror
 from localgpt_core.model.gpt import LocalGPT
 
 __all__ = [
@@ -88,7 +88,7 @@ def model_without_numbers(model_config: LocalGPTConfig, train_config: TrainConfi
 def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters, with weight decay on matrices only.
 
-    Feedback that takes the same steps as its weight (Kolen-Pollack) is there beside the weights.
+    Feedback that takes the steps of a weight (Kolen-Pollack, direct or not) is there beside the weights.
     """
     decays = (config.weight_decay, 0.0)
     groups = [{"params": p, "weight_decay": w} for p, w in zip(trained_tensors(model), decays, strict=True)]
@@ -96,9 +96,10 @@ def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def trained_tensors(model: LocalGPT) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the trained matrices, mirrored feedback after the weights, and the other trained parameters."""
+    """Return the trained matrices, feedback that is trained after the weights, and the other parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2] + [feedback for _, feedback in model.mirrored()]
+    matrices += learned(feedback_places(model))
     return matrices, [p for p in trained if p.ndim < 2]
 
 
@@ -225,7 +226,10 @@ def training_step(
         loss.backward()
     if config.grad_clip:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trained, config.grad_clip)
+        # A network is clipped alike whether or not its feedback learns: by the gradients of its parameters.
+        own = [p.grad for p in trained if isinstance(p, nn.Parameter) and p.grad is not None]
+        norm = nn.utils.get_total_norm(own)
+        nn.utils.clip_grads_with_norm_(trained, config.grad_clip, norm)
     mirror(feedback_places(model), copy=False)  # AdamW, fused, writes into no gradient
     optimizer.step()
     return loss.detach()
