@@ -109,6 +109,7 @@ ALIGNMENT_FIELDS: dict[str, tuple[dict, object]] = {
     "mirror_rate": ({"method": "wm"}, 0.5),
     "dfa_granularity": ({"method": "dfa"}, "block"),
     "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
+    "dfa_source": ({"method": "dfa", "dfa_granularity": "block"}, "head"),
     "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
 }
 

@@ -24,6 +24,7 @@ INSIDE_RULES = {
     "grape": {"method": "fa", "fa_grape": True},
     "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
 }
+FEEDBACK_SOURCES = ("random", "head")
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
 GELU_SURROGATES = ("identity", "relu", "steps")
 CODEBOOKS = ("random", "kmeans")
@@ -39,6 +40,11 @@ BETWEEN_LAYERS = (
     "needs dfa_granularity='sublayer' or 'block'",
     lambda config: config.dfa_granularity != "layer",
 )
+
+
+def _feedback_stays(options: RuleOptions) -> bool:
+    rule = RULES[options.method](options)
+    return rule.aligns == "no" and not rule.mirrors_gradient
 
 
 def block_numbers(field: str, text: str, blocks: int) -> list[int]:
@@ -172,6 +178,17 @@ class LocalGPTConfig(RuleOptions):
         needs=BETWEEN_LAYERS,
     )
 
+    dfa_source: str = option(
+        "random",
+        "feedback between (sub)layers: random; or head, a control: the head's weight times the last norm's "
+        "gain, read in every step (weight transport), and for the head itself its weight",
+        choices=FEEDBACK_SOURCES,
+        needs=(
+            BETWEEN_LAYERS,
+            ("needs a rule whose feedback stays as it is drawn, as here it is read", _feedback_stays),
+        ),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"must be divisible by n_head={self.n_head}"
@@ -186,6 +203,10 @@ class LocalGPTConfig(RuleOptions):
         direct = rule.error == "output" and rule.transports == "nothing" and rule(self).aligns != "layer"
         require(direct or self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
         self._check_blocks()
+        if self.dfa_source == "head" and self.dfa_inside == "bp":
+            for name in sorted(START_OPTIONS):
+                value, allowed = getattr(self, name), "has no effect with dfa_source='head': nothing is drawn"
+                require(value == getattr(RuleOptions, name), name, value, allowed)
         # The narrowest layer input is n_embd wide.
         require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
 
@@ -198,6 +219,11 @@ class LocalGPTConfig(RuleOptions):
     def rule(self) -> RuleOptions:
         """The rule of ``method`` with its own options and nothing else."""
         return RuleOptions(**{item.name: getattr(self, item.name) for item in fields(RuleOptions)})
+
+    @property
+    def head_rule(self) -> RuleOptions:
+        """The rule of the head: `rule`, or backpropagation where its weight is read anyway."""
+        return RuleOptions() if self.dfa_source == "head" else self.rule
 
     @property
     def inside_rule(self) -> RuleOptions:

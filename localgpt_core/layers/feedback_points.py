@@ -25,9 +25,10 @@ from localgpt_core.common.validation import require, require_integer
 from localgpt_core.layers.linear import as_rows, missing_error
 from localgpt_core.layers.norms import EPS, normalise
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
+from localgpt_core.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from localgpt_core.rules.feedback import HoldsFeedback
 
-__all__ = ["FeedbackPoint"]
+__all__ = ["FeedbackPoint", "ReadingPoint"]
 
 
 class _FeedbackPointFunction(LocalFunction):
@@ -100,7 +101,8 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return x
         entry = functional.layer_norm(x, (self.width,), eps=EPS) if self.norm else None
-        y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)
+        matrix = self.buffer if self.matrix is None else self.matrix
+        y, tap = _FeedbackPointFunction.apply(x, entry, matrix, self.rule, self.tap_features, self.place)
         taps.append(tap)
         return y
 
@@ -114,3 +116,38 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
     def extra_repr(self) -> str:
         """Return what ``print(point)`` shows: the width and the rule."""
         return f"{self.width}, method={self.rule.options.method!r}, norm={self.norm}"
+
+
+class _Read(DirectFeedbackAlignment):
+    """``grad_input = e @ M``, the matrix M (V x C) read elsewhere: weight transport."""
+
+    transports = "weight"
+    buffer_name = None
+
+    def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:
+        """Return what was read."""
+        return buffer if weight is None else weight
+
+
+class ReadingPoint(FeedbackPoint):
+    """A control: a feedback point whose B is read from weights above it in every forward pass.
+
+    Attributes:
+        source: Returns B (V x C); whoever builds the network sets it.
+    """
+
+    source: Callable[[], Tensor]
+
+    def _register_feedback(self, options: RuleOptions) -> None:
+        self.rule = _Read(options)
+        del self._like
+
+    @property
+    def matrix(self) -> Tensor:
+        """What is read."""
+        return self.source().detach()
+
+    @property
+    def feedback_like(self) -> Tensor:
+        """What is read."""
+        return self.matrix

@@ -17,6 +17,7 @@ from localgpt_core.config import PRESETS, build, preset
 from localgpt_core.training.step import build_model, build_optimizer, learning_rate, training_step
 
 SOFTMAX = {"attn_mode": "softmax"}
+AT_BLOCKS = {"method": "dfa", "dfa_granularity": "block"}
 
 # ------------------------------------------------------------ refusals
 
@@ -87,7 +88,7 @@ MODEL_REFUSALS = {
         ({"dfa_granularity": "token"}, "dfa_granularity='token': allowed are 'layer', 'sublayer', 'block'"),
         (
             {"method": "fa", "dfa_granularity": "block"},
-            "dfa_granularity='block': has no effect with method='fa'; needs method dfa",
+            "dfa_granularity='block': has no effect with method='fa'; needs method dfa or dkp",
         ),
     ],
     "dfa_norm": [
@@ -96,6 +97,27 @@ MODEL_REFUSALS = {
     "dfa_inside": [
         ({"dfa_inside": "fa"}, "dfa_inside='fa': allowed are 'bp', 'grape', 'kp'"),
         ({"dfa_inside": "grape", "method": "dfa"}, "dfa_inside='grape': needs dfa_granularity='sublayer'"),
+    ],
+    "dfa_source": [
+        ({"dfa_source": "last"}, "dfa_source='last': allowed are 'random', 'head'"),
+        (
+            {"dfa_source": "head", "method": "dfa"},
+            "dfa_source='head': needs dfa_granularity='sublayer' or 'block'",
+        ),
+        *(
+            (
+                {**AT_BLOCKS, "dfa_source": "head", **other},
+                "dfa_source='head': needs a rule whose feedback stays",
+            )
+            for other in ({"method": "dkp"}, {"fa_grape": True})
+        ),
+        *(
+            (
+                {**AT_BLOCKS, "dfa_source": "head", **start},
+                f"{[*start][0]}=.*: has no effect with dfa_source='head'",
+            )
+            for start in ({"feedback_std": 0.5}, {"feedback_seed": 3}, {"fa_init_mode": "orthogonal"})
+        ),
     ],
     "subspace_rank": [({"subspace_rank": 13}, "subspace_rank=13: .* at least 0 and at most 12")],
     "fa_sparse_k": [
@@ -435,6 +457,7 @@ OPTIONS = {
     "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),
     "dfa_norm": st.booleans(),
     "dfa_inside": st.sampled_from(["bp", "grape", "kp"]),
+    "dfa_source": st.sampled_from(["random", "head"]),
 }
 
 
