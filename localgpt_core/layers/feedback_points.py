@@ -48,7 +48,7 @@ class _FeedbackPointFunction(LocalFunction):
         place: int | str,
     ) -> tuple[Tensor, Tensor]:
         ctx.rule, ctx.place, ctx.at_x = rule, place, entry is None
-        ctx.save_for_backward(buffer, (x if entry is None else entry) if buffer.requires_grad else None)
+        ctx.save_for_backward(buffer, (x if entry is None else entry) if rule.mirrors_gradient else None)
         ctx.set_materialize_grads(False)
         return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
 
@@ -58,7 +58,7 @@ class _FeedbackPointFunction(LocalFunction):
             raise missing_error(ctx.place)
         buffer, entered = ctx.saved_tensors
         grad_buffer = None
-        if ctx.needs_input_grad[2]:
+        if entered is not None:
             grad_buffer = (as_rows(tap_error).T @ as_rows(entered).to(tap_error.dtype)).to(buffer.dtype)
         grad_entry = ctx.rule.signal(tap_error) @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
         return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), grad_buffer, None, None, None

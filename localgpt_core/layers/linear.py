@@ -90,15 +90,15 @@ class LocalLinearFunction(TransformableFunction):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of (x, weight, bias, buffer)."""
         (x, weight, buffer), rule = ctx.saved_tensors, ctx.rule
-        of_input, of_weight, of_bias, of_buffer, *_ = ctx.needs_input_grad
-        grad_input = grad_weight = grad_bias = grad_buffer = None
+        of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
+        grad_input = grad_weight = grad_bias = None
         rows, error = as_rows(grad_output), as_rows(tap_error if ctx.has_tap else grad_output)
+        of_buffer = ctx.has_tap and rule.mirrors_gradient
         if error is None and (of_input or of_buffer):
             raise missing_error(ctx.place)
         if of_input:
             grad_input = (rule.signal(error) @ rule.feedback(weight, buffer).to(error.dtype)).view(x.shape)
-        if of_buffer:
-            grad_buffer = (error.T @ as_rows(x)).to(buffer.dtype)
+        grad_buffer = (error.T @ as_rows(x)).to(buffer.dtype) if of_buffer else None
         if rows is not None:
             grad_weight = rows.T @ as_rows(x) if of_weight else None
             grad_bias = rows.sum(dim=0) if of_bias else None

@@ -69,7 +69,7 @@ class SharedInputFunction(TransformableFunction):
         kept = zip(ctx.rules, tensors[:m], tensors[m:], strict=True)
         rows, tap_rows = as_rows(grad_output), as_rows(tap_error)
         grad_input, grads = None, [None] * (3 * m)
-        error, of_buffers = tap_rows if ctx.has_tap else rows, any(ctx.needs_input_grad[4 + 2 * m :])
+        error, of_buffers = tap_rows if ctx.has_tap else rows, ctx.has_tap and ctx.rules[0].mirrors_gradient
         if error is None and (ctx.needs_input_grad[0] or of_buffers):
             raise missing_error(ctx.place)
         if ctx.needs_input_grad[0]:

@@ -227,9 +227,10 @@ def training_step(
     if config.grad_clip:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # A network is clipped alike whether or not its feedback learns: by the gradients of its parameters.
-        own = [p.grad for p in trained if isinstance(p, nn.Parameter) and p.grad is not None]
-        norm = nn.utils.get_total_norm(own)
-        nn.utils.clip_grads_with_norm_(trained, config.grad_clip, norm)
+        norm = nn.utils.clip_grad_norm_([p for p in trained if isinstance(p, nn.Parameter)], config.grad_clip)
+        feedback = [p for p in trained if not isinstance(p, nn.Parameter) and p.grad is not None]
+        if feedback:
+            nn.utils.clip_grads_with_norm_(feedback, config.grad_clip, norm)
     mirror(feedback_places(model), copy=False)  # AdamW, fused, writes into no gradient
     optimizer.step()
     return loss.detach()
