@@ -17,6 +17,7 @@ from localgpt_core.common.validation import require, require_integer
 from localgpt_core.corpus.corpus import SHA256
 from localgpt_core.corpus.recall import HOPS
 from localgpt_core.training.curves import ACCURACY, KEPT, as_the_last, check_curves, check_increasing
+from localgpt_core.training.step import anchors_in
 
 __all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 
@@ -113,8 +114,7 @@ def check_consistency(record: Record) -> None:
     finite = [loss for loss in as_the_last(record.curves, spec.train).values() if loss is not None]
     what = "the last of its curve" if spec.train.eval_between else "the lowest of its curve"
     _require_same("best_val_loss", record.best_val_loss, min(finite, default=None), what)
-    every = spec.train.anchor_interval
-    _require_same("anchor_steps", record.anchor_steps, done // every if every else 0, "what its spec makes")
+    _require_same("anchor_steps", record.anchor_steps, anchors_in(done, spec.train), "what its spec makes")
     _check_speed(record, done * spec.train.batch_size * spec.model.block_size)
     counts = record.parameters
     require(set(counts) == {"total", "trained"}, "parameters", counts, "must be total and trained")

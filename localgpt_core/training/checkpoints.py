@@ -31,7 +31,7 @@ from localgpt_core.training.integrity import (
     check_tensors,
     checksum,
 )
-from localgpt_core.training.step import learning_rate, trained_names
+from localgpt_core.training.step import learning_rate, steps_taken, trained_names
 
 __all__ = ["Checkpoint", "lengthened", "load_checkpoint", "save_checkpoint"]
 
@@ -71,7 +71,7 @@ class Checkpoint:
     def restore_optimizer(self, model: LocalGPT, optimizer: torch.optim.Optimizer) -> None:
         """Load the optimiser's state of every trained parameter."""
         state = optimizer.state_dict()
-        if self.progress["step"]:
+        if steps_taken(self.progress["step"], self.train_config):
             for index, name in enumerate(trained_names(model)):
                 state["state"][index] = {key: self.tensors[f"optimizer.{name}.{key}"] for key in STATE}
         optimizer.load_state_dict(state)

@@ -16,6 +16,7 @@ from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.measure.cost import (
     alignment_flops,
     codebook_fit_flops,
+    forward_flops,
     peak_memory_mib,
     reset_peak_memory,
     step_flops,
@@ -26,6 +27,7 @@ from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval, no_points
 from localgpt_core.training.step import (
+    anchors_in,
     build_model,
     build_optimizer,
     compiled,
@@ -47,7 +49,7 @@ class TrainResult:
         model: The trained model, on its device.
         status: ``"finished"``; ``"diverged"``: a loss was not finite; ``"interrupted"``: stopped by Ctrl-C;
             ``"out_of_time"``: it did not, or could not, finish before the deadline.
-        steps_done: Steps taken.
+        steps_done: Steps taken, and those that ``anchor_only`` skipped.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
             ``val_step`` and ``val_loss`` on the validation split, or of it what ``eval_between`` and
             ``eval_iters`` say; nats per character. Of a corpus with answers they are nats per answer, and
@@ -59,7 +61,8 @@ class TrainResult:
         peak_memory_mib: Peak since the run, or the resumed part of it, began; see
             `localgpt_core.measure.cost.peak_memory_mib`.
         flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
-            planned, alignment of the feedback before the first one, and a fit of codes.
+            planned, alignment of the feedback before the first one, and a fit of codes. A step that
+            ``anchor_only`` skips is the forward pass of its loss.
         anchor_steps: How many of the steps were anchors.
         diagnostics: What the rule did over training, see `localgpt_core.measure`; empty unless asked for.
         interrupted: Whether Ctrl-C was pressed, be it too late to stop this run.
@@ -154,14 +157,14 @@ class RunState:
         start = min(config.vq_start, config.steps)
         for quantised, first, last in ((False, 0, start), (True, start, config.steps)):
             model.quantise(quantised)
-            anchors = self._anchors(last) - self._anchors(first)
-            for anchor, number in ((False, last - first - anchors), (True, anchors)):
-                total += number * step_flops(model, idx, targets, anchor) if number else 0
+            anchors = anchors_in(last, config) - anchors_in(first, config)
+            others = last - first - anchors
+            total += anchors * step_flops(model, idx, targets, anchor=True) if anchors else 0
+            if others:
+                skipped = config.anchor_only
+                total += others * (forward_flops(model, idx) if skipped else step_flops(model, idx, targets))
         model.quantise(True)
         return total
-
-    def _anchors(self, steps: int) -> int:
-        return steps // self.config.anchor_interval if self.config.anchor_interval else 0
 
     @property
     def wall_time_s(self) -> float:
@@ -272,7 +275,7 @@ class RunState:
             tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
             peak_memory_mib=peak_memory_mib(self.device),
             flops_per_token=self.flops_per_token,
-            anchor_steps=self._anchors(self.step),
+            anchor_steps=anchors_in(self.step, self.config),
             diagnostics=self.diagnostics,
             interrupted=interrupted,
         )
