@@ -58,8 +58,7 @@ class TrainResult:
             with ``eval_between`` that of the last one alone. NaN if none of them was finite.
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
-        peak_memory_mib: Peak since the run, or the resumed part of it, began; see
-            `localgpt_core.measure.cost.peak_memory_mib`.
+        peak_memory_mib: `localgpt_core.measure.peak_memory_mib` since the run, or its resumed part, began.
         flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
             planned, alignment of the feedback before the first one, and a fit of codes. A step that
             ``anchor_only`` skips is the forward pass of its loss.
