@@ -37,6 +37,8 @@ RULE_CASES: dict[str, dict] = {name: {"method": name} for name in RULES} | {
     "dfa-grape": {"method": "dfa", "fa_grape": True},
     "dfa-fdfa": {"method": "dfa", "fa_grape": True, "jvp_update": "fdfa"},
     "dfa-sublayer": {"method": "dfa", "dfa_granularity": "sublayer"},
+    "dkp-sublayer": {"method": "dkp", "dfa_granularity": "sublayer", "dfa_norm": True},
+    "dkp-inside": {"method": "dkp", "dfa_granularity": "block", "dfa_norm": True, "dfa_inside": "kp"},
     "dfa-block": {"method": "dfa", "dfa_granularity": "block"},
     "dfa-block-norm": {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True},
     "dfa-block-inside-grape": {"method": "dfa", "dfa_granularity": "block", "dfa_inside": "grape"},
@@ -119,6 +121,7 @@ ALIGNMENT_FIELDS: dict[str, tuple[dict, object]] = {
     "mirror_rate": ({"method": "wm"}, 0.5),
     "dfa_granularity": ({"method": "dfa"}, "block"),
     "dfa_norm": ({"method": "dfa", "dfa_granularity": "block"}, True),
+    "dfa_source": ({"method": "dfa", "dfa_granularity": "block"}, "head"),
     "dfa_inside": ({"method": "dfa", "dfa_granularity": "sublayer"}, "grape"),
 }
 

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -175,7 +175,8 @@ class Stepper:
     ) -> None:
         model = build_model(model_config, config)
         self.model = (change(model) if change else model).to(device)
-        self.config, self.device = config, device
+        # Where only anchors are taken, the step that is measured is one that is taken.
+        self.config, self.device = replace(config, anchor_only=False), device
         self.optimizer = build_optimizer(self.model, config)
         shape = (config.batch_size, model_config.block_size)
         source = torch.Generator("cpu").manual_seed(0)

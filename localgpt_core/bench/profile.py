@@ -138,7 +138,7 @@ def _marked(model: nn.Module) -> Iterator[None]:
     """Let the profiler see, inside the ``with`` block, what torch does not name by itself."""
     norms = nn.LayerNorm | LayerNormSTE | LayerNormProjectedSurrogate | FixedNorm
     places = [(model, "align_feedback", FEEDBACK), (training, "mirror", FEEDBACK)]
-    places += [(nn.utils, "clip_grad_norm_", OPTIMISER)]
+    places += [(nn.utils, name, OPTIMISER) for name in ("clip_grad_norm_", "clip_grads_with_norm_")]
     places += [(module, "forward", NORMS) for module in model.modules() if isinstance(module, norms)]
     with ExitStack() as stack:
         for owner, name, kind in places:

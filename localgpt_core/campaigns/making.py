@@ -18,8 +18,8 @@ from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.validation import Refusal, require_choice
 from localgpt_core.config import PRESETS
 from localgpt_core.corpus.corpus import Corpus, load_corpus
-from localgpt_core.experiments.claims import UNFINISHED
 from localgpt_core.experiments.execution import steps_done
+from localgpt_core.experiments.locks import UNFINISHED
 from localgpt_core.experiments.making import Say, Show, title_of
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import PlannedRun, Suite, as_toml, write_suite
@@ -131,7 +131,7 @@ class Campaign:
         run = self._suite_run(number, self._at_best_rates(stage, say))
         planned = [*run.planned().values()]
         if missing := run.missing(planned):
-            self._choose_jobs(missing[0], run.suite, say)
+            self._choose_jobs(missing[0], run.suite.preset, say)
         jobs = self.jobs or 1
         outcome = replace(run, show=self.show if jobs == 1 else None).make(jobs, say)
         made = len(planned) - len(run.missing(planned))
@@ -199,11 +199,11 @@ class Campaign:
         atomic_write(self.folder / "rates.toml", "\n".join([*lines, ""]))
         return replace(stage.suite, arms=tuple(arms))
 
-    def _choose_jobs(self, run: PlannedRun, suite: Suite, say: Say) -> None:
+    def _choose_jobs(self, run: PlannedRun, preset: str, say: Say) -> None:
         """Take the number of runs side by side from the device's pace, if that is asked for or needed."""
         if self.pace is not None or self.jobs is not None and not self.whole:
             return
-        device, preset = str(self.settings.device), self.preset or suite.preset
+        device, preset = str(self.settings.device), self.preset or preset
         file, name, most = (
             self.folder / "pace.json",
             str(environment(device)["device"]),
@@ -212,7 +212,7 @@ class Campaign:
         self.pace = read_pace(file, name, preset)
         if self.pace is None or len(self.pace.steps_per_s) < (self.jobs or 1):
             start, threads = time.monotonic(), self.settings.threads or 1
-            with steppers(most, run.spec, self._text(suite), device, threads) as steps:
+            with steppers(most, run.spec, run.corpus, device, threads) as steps:
                 self.pace = measured_pace(name, preset, most, steps, time.monotonic() - start)
             self.pace.write(file)
         self.jobs = self.jobs or self.pace.jobs

@@ -117,9 +117,7 @@ def sample(
 
 @others.command()
 def corpus(
-    name: Annotated[
-        str, typer.Argument(help="shakespeare, tinyshakespeare, complete or a text file")
-    ] = "shakespeare",
+    name: Annotated[str, typer.Argument(help=options.CORPUS_HELP)] = "shakespeare",
     original: Annotated[
         Path | None, typer.Option(help="text file to compare with, line by line", show_default="none")
     ] = None,
@@ -150,10 +148,14 @@ def corpus(
     print(f"vocabulary  {text.vocab_size} symbols: {text.vocabulary!r}")
     print(f"split       {len(text.train):,} train / {len(text.val):,} validation")
     print(f"sha256      {text.sha256}")
+    if text.sequences:
+        period, answers = text.sequences.period, len(text.sequences.answers)
+        print(f"sequences   {period} characters each, {answers} of them answers")
+        print(f"chance      {text.sequences.chance:.1%} of the answers")
     if export is not None:
         print(f"export      {export}")
     if floors:
-        print("floors      nats per character on the validation split")
+        print(f"floors      nats per {'answer' if text.sequences else 'character'} on the validation split")
         for order, loss in ngram_floors(text).items():
             print(f"  {order:<9} {loss:.3f}")
     if original is not None:

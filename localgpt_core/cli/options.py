@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOOK_RECORDS",
+    "CORPUS_HELP",
     "CorpusName",
     "Device",
     "OtherCorpus",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 PRESET_HELP = "sizes and schedule: " + ", ".join(PRESETS)
-CORPUS_HELP = "shakespeare, tinyshakespeare, complete or a text file"
+CORPUS_HELP = "shakespeare, tinyshakespeare, complete, recall-1, recall-2, recall-3 or a text file"
 
 Preset = Annotated[str, typer.Option(help=PRESET_HELP)]
 OtherPreset = Annotated[

@@ -71,7 +71,8 @@ def table(
             names = ", ".join(f"{run.arm.name} seed {run.spec.seed}" for run in missing)
             say(f"{len(missing)} runs are not recorded: {names}")
         devices = runs.groupby("arm", sort=False)["device"].first()
-        frame = arm_frame(runs).assign(device=[*devices], corpus_sha256=text.sha256)
+        texts = [found[digest].corpus_sha256 for digest in runs.groupby("arm", sort=False)["digest"].first()]
+        frame = arm_frame(runs).assign(device=[*devices], corpus_sha256=texts)
         people = settings_last(arm_table(runs).assign(device=[*devices]))
     by_text = cheap_floors(shown)
     if csv or json:

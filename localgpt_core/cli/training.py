@@ -69,8 +69,8 @@ def train(
     """Train one model, print a sample, write a record and a checkpoint."""
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
-        from localgpt_core.experiments.claims import claim
         from localgpt_core.experiments.execution import left_to_do
+        from localgpt_core.experiments.locks import claim
         from localgpt_core.records.specs import resolve_spec
         from localgpt_core.training.before import check_corpus
         from localgpt_core.training.settings import RunSettings
@@ -163,8 +163,12 @@ def _one(spec: RunSpec, text: Corpus, settings: RunSettings, preset: str, out: P
         return False
     tell(record.sample or _first_line(record.error))
     tell(_curve(record, text))
-    losses = f"final validation loss {record.final_val_loss:.4f} nats per character, best"
+    unit = "answer" if text.sequences else "character"
+    losses = f"final validation loss {record.final_val_loss:.4f} nats per {unit}, best"
     speed = f"{record.wall_time_s:.0f} s, {record.tokens_per_s:.0f} tokens/s"
+    if record.final_val_accuracy is not None:
+        chance = text.sequences.chance
+        tell(f"{record.final_val_accuracy:.1%} of the answers are right; chance is {chance:.1%}")
     tell(f"{losses} {record.best_val_loss:.4f}; {speed}\nrecord: {path}\ncheckpoint: {checkpoint}")
     if result.interrupted:
         raise typer.Exit(130)
@@ -179,7 +183,8 @@ def _curve(record: RunRecord, text: Corpus) -> str:
 
     try:
         curve = drawn({"validation loss": (record.curves["val_step"], record.curves["val_loss"])}, "nats")
-        passed = floors_passed(record.final_val_loss, floors(text)) if len(text.text) <= CHEAP else ""
+        cheap = len(text.text) <= CHEAP and not text.sequences
+        passed = floors_passed(record.final_val_loss, floors(text)) if cheap else ""
     except Exception as error:
         return f"no curve: {type(error).__name__}: {error}"
     return "\n".join(["", *filter(None, (curve, passed))])

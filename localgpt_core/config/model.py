@@ -11,7 +11,7 @@ from localgpt_core.common.validation import option, require, require_integer
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.rules.base import LARGEST_SIZE, START_OPTIONS
 
-__all__ = ["LocalGPTConfig"]
+__all__ = ["MOST_BLOCKS", "LocalGPTConfig", "block_numbers"]
 
 SYMBOLS = sys.maxunicode + 1
 MOST_BLOCKS = 10_000
@@ -24,6 +24,7 @@ INSIDE_RULES = {
     "grape": {"method": "fa", "fa_grape": True},
     "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
 }
+FEEDBACK_SOURCES = ("random", "head")
 LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
 GELU_SURROGATES = ("identity", "relu", "steps")
 CODEBOOKS = ("random", "kmeans")
@@ -39,6 +40,28 @@ BETWEEN_LAYERS = (
     "needs dfa_granularity='sublayer' or 'block'",
     lambda config: config.dfa_granularity != "layer",
 )
+
+
+def _feedback_stays(options: RuleOptions) -> bool:
+    rule = RULES[options.method](options)
+    return rule.aligns == "no" and not rule.mirrors_gradient
+
+
+def block_numbers(field: str, text: str, blocks: int) -> list[int]:
+    """Return the block numbers that ``text`` lists, such as ``"0,2"``; none for ``""``.
+
+    Raises:
+        ValueError: Naming ``field``, unless they ascend, are below ``blocks`` and are written in the one way
+            that there is: another spelling would be another run with the same result.
+    """
+    allowed = f"must be ascending block numbers below {blocks}, such as '0'"
+    parts = text.split(",") if text else []
+    longest = len(str(MOST_BLOCKS))
+    require(all(part.isdecimal() and len(part) <= longest for part in parts), field, text, allowed)
+    numbers = sorted({int(part) for part in parts})
+    canonical = text == ",".join(map(str, numbers)) and all(number < blocks for number in numbers)
+    require(canonical, field, text, allowed)
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +178,17 @@ class LocalGPTConfig(RuleOptions):
         needs=BETWEEN_LAYERS,
     )
 
+    dfa_source: str = option(
+        "random",
+        "feedback between (sub)layers: random; or head, a control: the head's weight times the last norm's "
+        "gain, read in every step (weight transport), and for the head itself its weight",
+        choices=FEEDBACK_SOURCES,
+        needs=(
+            BETWEEN_LAYERS,
+            ("needs a rule whose feedback stays as it is drawn, as here it is read", _feedback_stays),
+        ),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"must be divisible by n_head={self.n_head}"
@@ -169,26 +203,27 @@ class LocalGPTConfig(RuleOptions):
         direct = rule.error == "output" and rule.transports == "nothing" and rule(self).aligns != "layer"
         require(direct or self.dfa_granularity == "layer", "dfa_granularity", self.dfa_granularity, allowed)
         self._check_blocks()
+        if self.dfa_source == "head" and self.dfa_inside == "bp":
+            for name in sorted(START_OPTIONS):
+                value, allowed = getattr(self, name), "has no effect with dfa_source='head': nothing is drawn"
+                require(value == getattr(RuleOptions, name), name, value, allowed)
         # The narrowest layer input is n_embd wide.
         require_integer("fa_sparse_k", self.fa_sparse_k, 0, self.n_embd)
 
     def _check_blocks(self) -> None:
-        at, allowed = self.bottleneck_at, f"must be ascending block numbers below {self.n_layer}, such as '0'"
-        parts = at.split(",") if at else []
-        longest = len(str(MOST_BLOCKS))
-        valid = all(part.isdecimal() and len(part) <= longest for part in parts)
-        require(valid, "bottleneck_at", at, allowed)
-        numbers = sorted({int(part) for part in parts})
-        # One way to write each choice: another spelling would be another run with the same result.
-        canonical = at == ",".join(map(str, numbers)) and all(number < self.n_layer for number in numbers)
-        require(canonical, "bottleneck_at", at, allowed)
+        numbers = block_numbers("bottleneck_at", self.bottleneck_at, self.n_layer)
         every = len(numbers) == self.n_layer
-        require(not every, "bottleneck_at", at, "are all blocks, which is written as ''")
+        require(not every, "bottleneck_at", self.bottleneck_at, "are all blocks, which is written as ''")
 
     @property
     def rule(self) -> RuleOptions:
         """The rule of ``method`` with its own options and nothing else."""
         return RuleOptions(**{item.name: getattr(self, item.name) for item in fields(RuleOptions)})
+
+    @property
+    def head_rule(self) -> RuleOptions:
+        """The rule of the head: `rule`, or backpropagation where its weight is read anyway."""
+        return RuleOptions() if self.dfa_source == "head" else self.rule
 
     @property
     def inside_rule(self) -> RuleOptions:

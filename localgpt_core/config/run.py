@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from localgpt_core.common.validation import check_needs, check_values, option, require
-from localgpt_core.config.model import LocalGPTConfig
+from localgpt_core.config.model import MOST_BLOCKS, LocalGPTConfig, block_numbers
 from localgpt_core.rules.base import LARGEST_SIZE
 
 __all__ = ["CODEBOOK_BATCHES", "TrainConfig", "check_run"]
@@ -17,6 +17,9 @@ CODEBOOK_BATCHES = 32  # training batches that a codebook is fitted to
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained: AdamW, linear warm-up, cosine decay, clipping, fixed validation.
+
+    With ``anchor_only`` a step that is no anchor is a forward pass without gradients: weights, feedback and
+    the optimiser's moments stay, the schedule goes on, and its loss is one of the training curve.
 
     Each field's meaning is in its metadata and in ``localgpt train --help``. Everything here can change the
     result; where and how fast a run goes (device, threads) is not here.
@@ -55,11 +58,24 @@ class TrainConfig:
         ),
     )
     freeze_body: bool = option(False, "control: train embeddings and head only")
+    freeze_blocks: str = option(
+        "",
+        "blocks that are not trained, such as 1,2,3; empty = none",
+        needs=(
+            "has no effect with freeze_body=True, which freezes every block",
+            lambda config: not config.freeze_body,
+        ),
+    )
     anchor_interval: int = option(
         0,
         "every how many steps one is backpropagation (an anchor); 0 = never",
         minimum=0,
         maximum=lambda config: config.steps,
+    )
+    anchor_only: bool = option(
+        False,
+        "control: the anchors are the only steps taken; of the others the loss is computed and nothing moves",
+        needs=("needs anchor_interval of at least 2", lambda config: config.anchor_interval > 1),
     )
     vq_start: int = option(
         0,
@@ -74,21 +90,28 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        block_numbers("freeze_blocks", self.freeze_blocks, MOST_BLOCKS)
         check_needs(self)
 
     def eval_batches(self, step: int) -> int:
         """Return of how many batches the evaluation after ``step`` steps is; 0 = the whole split."""
         return self.eval_between if self.eval_between and step < self.steps else self.eval_iters
 
+    @property
+    def frozen_blocks(self) -> list[int]:
+        """The numbers of the blocks that ``freeze_blocks`` leaves at their start."""
+        return block_numbers("freeze_blocks", self.freeze_blocks, MOST_BLOCKS)
+
 
 def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
     """Raise ``ValueError`` for what either configuration allows and both together do not.
 
-    These are anchor steps of a model whose every step is exact, a late start of no codebook, and more codes
-    than the tokens that they would be fitted to.
+    These are frozen blocks that are not there, anchors beside other steps of a model whose every step is
+    exact, a late start of no codebook, and more codes than the tokens that they would be fitted to.
     """
+    block_numbers("freeze_blocks", train.freeze_blocks, model.n_layer)
     anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
-    require(not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
+    require(train.anchor_only or not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
     allowed = "has no effect without vq_codes"
     require(not train.vq_start or model.vq_codes > 0, "vq_start", train.vq_start, allowed)
     if model.vq_init == "kmeans":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from localgpt_core.common.validation import require
 from localgpt_core.convert.forward_mode import output_of
 from localgpt_core.convert.upkeep import Upkeep, hook, loops
-from localgpt_core.layers.between_steps import align, mirror, mirrored
+from localgpt_core.layers.between_steps import align, learned, mirror, mirrored
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
 
@@ -85,6 +85,7 @@ class Localized:
         """Yield what an optimiser must have: the module's parameters and the feedback of Kolen-Pollack."""
         yield from self.module.parameters()
         yield from (feedback for _, feedback in self.mirrored())
+        yield from learned(self._places())
 
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each trained weight with the feedback that takes the same steps (Kolen-Pollack).
@@ -137,7 +138,8 @@ class Localized:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         allowed = "holds no weight of the layers that learn by the rule"
         require(any(id(place.weight) in held for place in self._places()), "optimizer", kind, allowed)
-        for weight, feedback in self.mirrored():
+        learning = ((place.weight, place.buffer) for place in self._places() if place.learns)
+        for weight, feedback in (*self.mirrored(), *learning):
             for group in optimizer.param_groups:
                 if any(p is weight for p in group["params"]) and id(feedback) not in held:
                     group["params"].append(feedback)

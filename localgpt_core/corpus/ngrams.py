@@ -80,6 +80,9 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def floors(corpus: Corpus, max_order: int = 5) -> dict[str, float]:
     """Return the mean of -ln p over the validation split, in nats per character, for each order.
 
+    Of a corpus with answers, whose loss counts these alone, n-grams say nothing: its only floor is "guess",
+    in nats per answer, see `localgpt_core.corpus.sequences`.
+
     The keys are "uniform" (ln V), "unigram", "bigram", "3-gram", "4-gram", ...; contexts of the first
     validation characters reach back into the training split, which precedes them in the text.
 
@@ -87,6 +90,8 @@ def floors(corpus: Corpus, max_order: int = 5) -> dict[str, float]:
         ValueError: max_order < 1, or above the number of training characters.
 
     """
+    if corpus.sequences:
+        return {"guess": corpus.sequences.guess}
     probabilities = witten_bell(corpus.ids, len(corpus.train), corpus.vocab_size, max_order)
     names = ["uniform", "unigram", "bigram"] + [f"{order}-gram" for order in range(3, max_order + 1)]
     return {name: float(nats) for name, nats in zip(names, -np.log(probabilities).mean(axis=1), strict=False)}

@@ -1,63 +1,78 @@
-"""A run is made by one process at a time: a lock that dies with whoever holds it.
+"""Claims: what a suite is to decide, with the criterion, written down before its first run.
 
-The lock of a run is a file without content in the hidden folder of what is unfinished. The system lets go of
-it when its process ends, however that ends; a file that is left behind locks nothing.
+A claim is about d = final loss(arm) - final loss(reference), seed by seed, and says in what region d lies on
+average. In the suite's file:
+
+    [claims."kp grape equals bp"]
+    says = "Kolen-Pollack with GrAPE ends where backpropagation ends."
+    arm = "kp grape"
+    reference = "bp"
+    criterion = "equal"     # |d| < margin; below: d < -margin; above: d > margin; within: d < margin
+    margin = 0.02           # nats per character; 0 where none is given
+
+`localgpt_core.ledger` holds it against the records.
 """
 
-import errno
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from filelock import FileLock, Timeout
+from localgpt_core.common.validation import require, require_choice
 
-__all__ = ["UNFINISHED", "claim", "lock_of"]
+__all__ = ["CRITERIA", "Claim", "read_claims"]
 
-UNFINISHED = ".unfinished"  # hidden: no record, see `localgpt_core.records.load_records`
+# By criterion, the ends of the region that d lies in, in margins.
+CRITERIA = {
+    "below": (-math.inf, -1.0),
+    "above": (1.0, math.inf),
+    "equal": (-1.0, 1.0),
+    "within": (-math.inf, 1.0),
+}
 
 
-def lock_of(digest: str, folder: Path) -> Path:
-    """Return the file by which a process holds others off the run ``digest`` in ``folder``."""
-    return folder / UNFINISHED / f"{digest}.lock"
+@dataclass(frozen=True)
+class Claim:
+    """A sentence and what decides it; ``margin`` is in nats per character."""
+
+    says: str
+    arm: str
+    reference: str
+    criterion: str
+    margin: float = 0.0
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """The ends of the open interval that the difference lies in where the claim holds."""
+        # Not 0 * inf, which is not a number.
+        return tuple(end if math.isinf(end) else end * self.margin for end in CRITERIA[self.criterion])
 
 
-@contextmanager
-def claim(digest: str, out: Path, records: Path) -> Iterator[bool]:
-    """Yield whether this process may make the run ``digest``, and no other, until the ``with`` block ends.
+def read_claims(where: str, found: Any, arms: Collection[str]) -> dict[str, Claim]:
+    """Return the claims of a suite by name, from its table ``claims``.
 
-    Others are those that would write its record to ``out`` too, or look for it in ``records``, if there is
-    such a folder that can be written to.
+    Raises:
+        ValueError: Naming ``where`` and the claim, for a key that is missing or unknown, an arm that is not
+            the suite's, or a criterion or margin that decides nothing.
     """
-    with ExitStack() as held:
-        yield _lock(lock_of(digest, out), held) and (
-            not records.is_dir() or records.samefile(out) or _lock(lock_of(digest, records), held)
-        )
-
-
-def _lock(path: Path, held: ExitStack) -> bool:
-    """Lock ``path`` until ``held`` is left, without waiting; return whether that worked."""
-    lock = FileLock(path, blocking=False)
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            return False
-        except FileNotFoundError:  # whoever held another lock has just removed the folder
-            continue
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                return True
-            raise
-        held.callback(_release, lock)
-        return True
-
-
-def _release(lock: FileLock) -> None:
-    """Remove the file while it is locked (who opens it now sees that it has no name any more), and let go."""
-    with suppress(OSError):
-        os.unlink(lock.lock_file)
-    lock.release()
-    with suppress(OSError):
-        os.rmdir(Path(lock.lock_file).parent)
+    require(isinstance(found, Mapping), where, found, "must be a table of claims")
+    keys = [item.name for item in fields(Claim)]
+    claims = {}
+    for name, table in found.items():
+        own = f"{where}.{name}"
+        require(isinstance(table, Mapping), own, table, "must be a table")
+        for key in table:
+            require(key in keys, f"{own}: key", key, "allowed are " + ", ".join(keys))
+        for key in keys[:-1]:
+            require(key in table, f"{own}: key", key, "is missing")
+        require(isinstance(table["says"], str) and table["says"], f"{own}: says", table["says"], "a sentence")
+        for key in ("arm", "reference"):
+            require_choice(f"{own}: {key}", table[key], arms)
+        require(table["arm"] != table["reference"], f"{own}: reference", table["arm"], "must be another arm")
+        require_choice(f"{own}: criterion", table["criterion"], CRITERIA)
+        margin = table.get("margin", 0.0)
+        number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin < math.inf
+        needs = table["criterion"] != "equal" or margin != 0
+        require(number and needs, f"{own}: margin", margin, "at least 0, and more for criterion 'equal'")
+        claims[name] = Claim(**{**table, "margin": float(margin)})
+    return claims

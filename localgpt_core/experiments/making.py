@@ -9,8 +9,8 @@ from pathlib import Path
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.experiments.claims import UNFINISHED, claim, lock_of
 from localgpt_core.experiments.execution import execute
+from localgpt_core.experiments.locks import UNFINISHED, claim, lock_of
 from localgpt_core.experiments.suites import PlannedRun, Suite
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.training.checkpoints import load_checkpoint
@@ -49,7 +49,7 @@ class RunMaker:
 
     Attributes:
         suite: The suite.
-        corpus: Its corpus.
+        corpus: Its corpus, for the arms that name none.
         records: Folder with all records; a run that any suite has recorded there is not made again.
         out: Folder for the new records.
         settings: Where and how its runs go; the deadline is that of all together.
@@ -124,7 +124,7 @@ class RunMaker:
         with show as report:
             record, result = execute(
                 run.spec,
-                self.corpus,
+                run.corpus,
                 replace(self.settings, report=report or self.settings.report, **more),
                 suite=self.suite.name,
                 arm=run.arm.name,
@@ -139,6 +139,8 @@ class RunMaker:
         if record.status != "failed":
             self._drop_checkpoint(run.spec.digest)
         loss = "no final loss" if record.final_val_loss is None else f"{record.final_val_loss:.4f} nats"
+        right = record.final_val_accuracy
+        loss += "" if right is None else f", {right:.1%} of the answers"
         say(f"{title_of(run)}: {record.status}, {loss}, {record.wall_time_s:.0f} s{_because(record.error)}")
         if result is not None and result.interrupted:
             return "interrupted"
@@ -170,7 +172,7 @@ class RunMaker:
             return None
         try:
             saved = load_checkpoint(path)
-            saved.require_same_run(run.spec.model, run.spec.train, self.corpus)
+            saved.require_same_run(run.spec.model, run.spec.train, run.spec.corpus_sha256)
         except Refusal as error:
             say(f"{error}; {title_of(run)} starts again")
             return None
@@ -182,7 +184,7 @@ class RunMaker:
         return step
 
     def claim(self, run: PlannedRun) -> AbstractContextManager[bool]:
-        """Return what keeps other processes off ``run``, see `localgpt_core.experiments.claims`."""
+        """Return what keeps other processes off ``run``, see `localgpt_core.experiments.locks`."""
         return claim(run.spec.digest, self.out, self.records)
 
 

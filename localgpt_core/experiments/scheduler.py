@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from localgpt_core.common.files import sweep
 from localgpt_core.common.validation import Refusal
-from localgpt_core.experiments.claims import UNFINISHED
+from localgpt_core.experiments.locks import UNFINISHED
 from localgpt_core.experiments.making import RunMaker, Say, missing_runs, title_of
 from localgpt_core.experiments.processes import RunProcess
 from localgpt_core.experiments.suites import PlannedRun
@@ -51,7 +51,7 @@ class SuiteRun(RunMaker):
         todo = self.todo(say, only)
         for run in todo:
             try:
-                check_corpus(run.spec.model, run.spec.train, self.corpus)
+                check_corpus(run.spec.model, run.spec.train, run.corpus)
             except Refusal as error:
                 raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
             self.require_writable(run)

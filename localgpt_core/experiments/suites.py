@@ -14,23 +14,26 @@ A suite is a TOML file:
     model = { method = "fa" }
     train = { lr = 3e-3 }
     seeds = [1]                         # optional, instead of the suite's; so is diagnose_every
+    corpus = "recall-2"                 # optional, a corpus with a name in the place of the suite's
 
-Unknown keys are errors. A run is identified by its content: one that another suite has recorded is not made
-again.
+For tables ``claims`` see `localgpt_core.experiments.claims`. Unknown keys are errors. A run is known by its
+content: one that another suite has recorded is not made again.
 """
 
 import json
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from localgpt_core.common.files import LONGEST_INTEGER, atomic_write, read_regular
 from localgpt_core.common.validation import LARGEST, Refusal, require, require_choice, require_integer
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
-from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.corpus.corpus import SHA256, Corpus, load_corpus
+from localgpt_core.experiments.claims import Claim, read_claims
 from localgpt_core.records.consistency import check_name
 from localgpt_core.records.specs import RunSpec, resolve_spec
 
@@ -50,13 +53,13 @@ __all__ = [
 LARGEST_FILE = 2**20  # bytes
 DEEPEST = 16  # a suite has a list in a table in a table in a table
 MOST_RUNS = 10_000
-SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every"}
-ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every"}
+SUITE_KEYS = {"question", "preset", "seeds", "corpus", "model", "train", "arms", "diagnose_every", "claims"}
+ARM_KEYS = {"label", "model", "train", "seeds", "diagnose_every", "corpus"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a suite: a name, a label for people, and what differs from the preset."""
+    """One arm of a suite: a name, a label for people, what differs from the preset, its own corpus or ""."""
 
     name: str
     label: str
@@ -64,14 +67,16 @@ class Arm:
     train: dict[str, Any]
     seeds: tuple[int, ...]
     diagnose_every: int = 0
+    corpus: str = ""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a suite: an arm with one of its seeds."""
+    """One run of a suite: an arm with one of its seeds, and its text."""
 
     arm: Arm
     spec: RunSpec
+    corpus: Corpus | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,12 @@ class Suite:
     preset: str
     corpus: str
     arms: tuple[Arm, ...]
+    claims: dict[str, Claim] = field(default_factory=dict)
 
     def plan(self, corpus: Corpus, preset: str | None = None) -> list[PlannedRun]:
         """Return the runs, seed by seed, so that a suite that is stopped has whole comparisons.
 
-        ``preset`` replaces the suite's own.
+        ``corpus`` is that of the arms that name none. ``preset`` replaces the suite's own.
 
         Raises:
             ValueError: For an unknown preset or field, or a value that the configuration refuses.
@@ -98,13 +104,19 @@ class Suite:
         for seed in seeds:
             for arm in self.arms:
                 if seed in arm.seeds:
-                    train = {**arm.train, "seed": seed}
+                    train, text = {**arm.train, "seed": seed}, _named(arm.corpus) if arm.corpus else corpus
                     try:
-                        spec = resolve_spec(preset or self.preset, arm.model, train, corpus)
+                        spec = resolve_spec(preset or self.preset, arm.model, train, text)
                     except ValueError as error:
                         raise Refusal(f"suite {self.path}, arm {arm.name!r}: {error}") from None
-                    planned.append(PlannedRun(arm, spec))
+                    planned.append(PlannedRun(arm, spec, text))
         return planned
+
+
+@cache
+def _named(corpus: str) -> Corpus:
+    """Return a corpus with a name, always the same one."""
+    return load_corpus(corpus)
 
 
 def read_suite(path: str | os.PathLike[str]) -> Suite:
@@ -131,16 +143,17 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         own_model, own_train = _overrides(f"suite {path}, arm {name!r}", arm)
         label = arm.get("label", name)
         require(isinstance(label, str), f"suite {path}, arm {name!r}: label", label, "must be a string")
+        if "corpus" in arm:
+            require_choice(f"suite {path}, arm {name!r}: corpus", arm["corpus"], SHA256)
         arms.append(
             Arm(
                 name=name,
                 label=label,
                 model={**model, **own_model},
                 train={**train, **own_train},
-                seeds=read_seeds(f"suite {path}: seeds", arm.get("seeds", content["seeds"])),
-                diagnose_every=_diagnose_every(
-                    path, arm.get("diagnose_every", content.get("diagnose_every", 0))
-                ),
+                seeds=read_seeds(f"suite {path}: seeds", (content | arm)["seeds"]),
+                diagnose_every=_diagnose_every(path, (content | arm).get("diagnose_every", 0)),
+                corpus=arm.get("corpus", ""),
             )
         )
         runs += len(arms[-1].seeds)
@@ -152,11 +165,12 @@ def read_suite(path: str | os.PathLike[str]) -> Suite:
         preset=content["preset"],
         corpus=content.get("corpus", "shakespeare"),
         arms=tuple(arms),
+        claims=read_claims(f"suite {path}: claims", content.get("claims", {}), [arm.name for arm in arms]),
     )
 
 
 def write_suite(suite: Suite, path: str | os.PathLike[str]) -> Suite:
-    """Write a suite as a TOML file, atomically, and return what `read_suite` makes of it: the same arms.
+    """Write a suite without its claims as a TOML file, atomically, and return it as `read_suite` reads it.
 
     Raises:
         OSError: If the file cannot be written.
@@ -165,7 +179,7 @@ def write_suite(suite: Suite, path: str | os.PathLike[str]) -> Suite:
     lines = [f"{key} = {as_toml(value)}" for key, value in (head | {"seeds": suite.arms[0].seeds}).items()]
     for arm in suite.arms:
         lines += ["", f"[arms.{as_toml(arm.name)}]"]
-        keys = ("label", "model", "train", "seeds", "diagnose_every")
+        keys = ("label", "model", "train", "seeds", "diagnose_every", *["corpus"] * bool(arm.corpus))
         lines += [f"{key} = {as_toml(getattr(arm, key))}" for key in keys]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "\n".join([*lines, ""]))

@@ -208,9 +208,10 @@ def _losses(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator
     for name in ("final_val_loss", "best_val_loss"):
         yield _gap(name, getattr(recorded, name), getattr(again, name), tolerance)
     comparable = as_the_last(recorded.curves, recorded.run_spec.train)
-    curves = (recorded.curves["val_step"], recorded.curves["val_loss"], again.curves["val_loss"])
-    for step, own, now in zip(*curves, strict=True):
-        yield _gap("curves.val_loss", own, now, tolerance * (1 if step in comparable else FEW_TOKENS))
+    for name in ("val_loss", "val_accuracy"):
+        curves = (recorded.curves["val_step"], recorded.curves.get(name, []), again.curves.get(name, []))
+        for step, own, now in zip(*(curves if curves[1] else [[]] * 3), strict=True):
+            yield _gap(f"curves.{name}", own, now, tolerance * (1 if step in comparable else FEW_TOKENS))
 
 
 def _training(recorded: RunRecord, again: RunRecord, tolerance: float) -> Iterator[_Gap]:

@@ -5,7 +5,7 @@ bottlenecks, and what moves between the steps of a network that holds feedback. 
 construction and works without the GPT.
 """
 
-from localgpt_core.layers.between_steps import align, feedback_places, mirror, mirrored
+from localgpt_core.layers.between_steps import align, feedback_places, learned, mirror, mirrored
 from localgpt_core.layers.bottlenecks import (
     FrozenSubspace,
     HardTopK,
@@ -15,7 +15,7 @@ from localgpt_core.layers.bottlenecks import (
     quantised,
 )
 from localgpt_core.layers.convolution import LocalConv2d, LocalConv2dFunction
-from localgpt_core.layers.feedback_points import FeedbackPoint
+from localgpt_core.layers.feedback_points import FeedbackPoint, ReadingPoint
 from localgpt_core.layers.linear import LocalLayer, LocalLinear, LocalLinearFunction, publish_error
 from localgpt_core.layers.norms import (
     EPS,
@@ -53,6 +53,7 @@ __all__ = [
     "LocalLayer",
     "LocalLinear",
     "LocalLinearFunction",
+    "ReadingPoint",
     "SigmoidSTE",
     "SoftmaxValueMixLocalFn",
     "StraightThrough",
@@ -63,6 +64,7 @@ __all__ = [
     "align",
     "feedback_places",
     "keep_winners",
+    "learned",
     "mirror",
     "mirrored",
     "normalise",

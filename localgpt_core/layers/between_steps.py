@@ -2,7 +2,8 @@ r"""The contract of a training step with any network that holds feedback.
 
     align     once per training step, before the forward pass: every place's rule moves its feedback, by
               probes of its own layer, or by one forward-mode pass of the whole network
-    mirror    before the optimiser's step: feedback that takes the steps of its weight is handed its gradient
+    mirror    before the optimiser's step: feedback that takes the steps of its weight is handed its gradient;
+              that which learns from the output's error has got its own by the backward pass
 
 In between, `publish_error` (`localgpt_core.layers.linear`) joins the taps to the network's output, so that
 the backward pass brings its error to every place that uses it. A network is whatever yields its places, the
@@ -28,7 +29,7 @@ LOST = (
     "optimiser the feedback too (Localized.parameters(), LocalGPT.mirrored()), again if a tensor was replaced"
 )
 
-__all__ = ["align", "feedback_places", "mirror", "mirrored", "publish_error", "some_entries"]
+__all__ = ["align", "feedback_places", "learned", "mirror", "mirrored", "publish_error", "some_entries"]
 
 
 def feedback_places(network: nn.Module) -> Iterator[HoldsFeedback]:
@@ -86,24 +87,37 @@ def mirrored(places: Iterable[HoldsFeedback]) -> Iterator[tuple[nn.Parameter, Te
     return ((place.weight, place.buffer) for place in places if _mirrors(place))
 
 
+def learned(places: Iterable[HoldsFeedback]) -> Iterator[Tensor]:
+    """Yield each feedback matrix that has a gradient of its own, e^T x: the optimiser must hold it too."""
+    return (place.buffer for place in places if place.learns)
+
+
 def mirror(places: Iterable[HoldsFeedback], copy: bool = True) -> None:
     """Hand the gradient of each such weight to its feedback: after clipping, before the optimiser's step.
 
     It is a copy, since a GradScaler, or an optimiser that writes into gradients, reaches both. Where neither
     is there, ``copy=False`` saves the time of it.
 
+    Feedback with a gradient of its own has got it; where the derivative was exact, there is none: it is 0.
+
     Warns:
         UserWarning: If a weight took the step after an earlier call and its feedback did not.
     """
-    mirroring = [place for place in places if _mirrors(place)]
+    mirroring = [place for place in places if place.learns or _mirrors(place)]
     _notice_lost(mirroring)
     for place in mirroring:
-        gradient = place.weight.grad
-        if gradient is None:
+        trains = place.matrix is not None and place.weight.requires_grad
+        gradient = place.weight.grad if trains else None
+        if place.learns:
+            if place.buffer.grad is None and not (trains and gradient is None):
+                place.buffer.grad = torch.zeros_like(place.buffer)
+        elif gradient is None:
             place.buffer.grad = None
+        else:
+            gradient = place.oriented(gradient)
+            place.buffer.grad = gradient.clone(memory_format=torch.contiguous_format) if copy else gradient
+        if gradient is None:
             continue
-        gradient = place.oriented(gradient)
-        place.buffer.grad = gradient.clone(memory_format=torch.contiguous_format) if copy else gradient
         if place.seen_moving != _identity(place) and not gradient.is_meta:
             place.before_step = _sample(place)
 
@@ -140,7 +154,7 @@ def _sample(place: HoldsFeedback) -> tuple[Tensor, Tensor]:
 
 
 def _mirrors(place: HoldsFeedback) -> bool:
-    if not place.rule.mirrors_gradient or place.matrix is None:
+    if not place.rule.mirrors_gradient or place.learns or place.matrix is None:
         return False
     allowed = "its weight is computed from other parameters, whose steps Kolen-Pollack cannot mirror"
     require("weight" in place._parameters, "layer", place.place, allowed)

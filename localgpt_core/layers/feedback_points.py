@@ -3,6 +3,7 @@ r"""A feedback point: direct feedback between blocks instead of at every linear 
     forward    y      = x                                     (..., C)
     backward   grad_x = e @ B                                 (..., V) @ (V, C)
     with norm  grad_x = (v - mean v - z mean(v z)) / sigma    v = e @ B, z the normalised x
+               grad_B = e^T @ x, with norm e^T @ z            (V, ...) @ (..., C), if B is trained
 
 What lies between two such points is trained by its own exact backward pass, started with grad_x. This is the
 macro and micro form of Launay et al. 2020, whose blocks end with a LayerNorm: the error entered them through
@@ -21,12 +22,13 @@ from torch.nn import functional
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import recorded
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.layers.linear import missing_error
+from localgpt_core.layers.linear import as_rows, missing_error
 from localgpt_core.layers.norms import EPS, normalise
 from localgpt_core.rules import RULES, LearningRule, RuleOptions
+from localgpt_core.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from localgpt_core.rules.feedback import HoldsFeedback
 
-__all__ = ["FeedbackPoint"]
+__all__ = ["FeedbackPoint", "ReadingPoint"]
 
 
 class _FeedbackPointFunction(LocalFunction):
@@ -46,7 +48,7 @@ class _FeedbackPointFunction(LocalFunction):
         place: int | str,
     ) -> tuple[Tensor, Tensor]:
         ctx.rule, ctx.place, ctx.at_x = rule, place, entry is None
-        ctx.save_for_backward(buffer)
+        ctx.save_for_backward(buffer, (x if entry is None else entry) if rule.mirrors_gradient else None)
         ctx.set_materialize_grads(False)
         return x.view_as(x), x.new_zeros(()).expand(*x.shape[:-1], tap_features)
 
@@ -54,9 +56,12 @@ class _FeedbackPointFunction(LocalFunction):
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
         if tap_error is None:
             raise missing_error(ctx.place)
-        (buffer,) = ctx.saved_tensors
+        buffer, entered = ctx.saved_tensors
+        grad_buffer = None
+        if entered is not None:
+            grad_buffer = (as_rows(tap_error).T @ as_rows(entered).to(tap_error.dtype)).to(buffer.dtype)
         grad_entry = ctx.rule.signal(tap_error) @ ctx.rule.feedback(None, buffer).to(tap_error.dtype)
-        return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), None, None, None, None
+        return *((grad_entry, None) if ctx.at_x else (None, grad_entry)), grad_buffer, None, None, None
 
 
 class FeedbackPoint(HoldsFeedback, nn.Module):
@@ -96,7 +101,8 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
         if self.exact or not torch.is_grad_enabled() or recorded(self, "layer", self.place):
             return x
         entry = functional.layer_norm(x, (self.width,), eps=EPS) if self.norm else None
-        y, tap = _FeedbackPointFunction.apply(x, entry, self.buffer, self.rule, self.tap_features, self.place)
+        matrix = self.buffer if self.matrix is None else self.matrix
+        y, tap = _FeedbackPointFunction.apply(x, entry, matrix, self.rule, self.tap_features, self.place)
         taps.append(tap)
         return y
 
@@ -110,3 +116,38 @@ class FeedbackPoint(HoldsFeedback, nn.Module):
     def extra_repr(self) -> str:
         """Return what ``print(point)`` shows: the width and the rule."""
         return f"{self.width}, method={self.rule.options.method!r}, norm={self.norm}"
+
+
+class _Read(DirectFeedbackAlignment):
+    """``grad_input = e @ M``, the matrix M (V x C) read elsewhere: weight transport."""
+
+    transports = "weight"
+    buffer_name = None
+
+    def feedback(self, weight: Tensor | None, buffer: Tensor | None) -> Tensor:
+        """Return what was read."""
+        return buffer if weight is None else weight
+
+
+class ReadingPoint(FeedbackPoint):
+    """A control: a feedback point whose B is read from weights above it in every forward pass.
+
+    Attributes:
+        source: Returns B (V x C); whoever builds the network sets it.
+    """
+
+    source: Callable[[], Tensor]
+
+    def _register_feedback(self, options: RuleOptions) -> None:
+        self.rule = _Read(options)
+        del self._like
+
+    @property
+    def matrix(self) -> Tensor:
+        """What is read."""
+        return self.source().detach()
+
+    @property
+    def feedback_like(self) -> Tensor:
+        """What is read."""
+        return self.matrix

@@ -6,9 +6,10 @@ Shapes: x (..., in), W (out x in), y = x W^T + b (..., out), feedback F (error_f
     backward   grad_weight = grad_output^T @ x               (out, N) @ (N, in)
                grad_bias   = sum over N of grad_output
                grad_input  = error @ F                       (N, error_features) @ (error_features, in)
+               grad_F      = error^T @ x                     if F is trained by the output's error
 
 What error and F are, and how much of the error is sent, is up to the rule (`localgpt_core.rules`). One that
-does not read the weight in the backward pass does not have it there: it is neither saved nor multiplied by.
+does not read the weight in the backward pass has it neither saved nor multiplied by.
 
 **How the output's error reaches a layer.** A layer whose rule uses it returns, beside y, a *tap*: a tensor of
 zeros of shape (..., V) that takes no memory (stride 0). `publish_error` joins the taps to the logits. Its
@@ -34,7 +35,7 @@ __all__ = ["LocalLayer", "LocalLinear", "LocalLinearFunction", "publish_error"]
 
 
 def missing_error(place: int | str) -> RuntimeError:
-    """Return the error for a layer or point whose tap the output's error did not reach."""
+    """Return the error for a place whose tap the output's error did not reach."""
     return RuntimeError(
         f"layer {place!r}: no error of the network's output reached it. What it computes must go into that "
         "output (publish_error), in the same forward pass and before the layer is called again; a second "
@@ -87,21 +88,21 @@ class LocalLinearFunction(TransformableFunction):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of (x, weight, bias)."""
-        x, weight, buffer = ctx.saved_tensors
+        """Return the gradients of (x, weight, bias, buffer)."""
+        (x, weight, buffer), rule = ctx.saved_tensors, ctx.rule
         of_input, of_weight, of_bias, *_ = ctx.needs_input_grad
         grad_input = grad_weight = grad_bias = None
-        rows = as_rows(grad_output)
+        rows, error = as_rows(grad_output), as_rows(tap_error if ctx.has_tap else grad_output)
+        of_buffer = ctx.has_tap and rule.mirrors_gradient
+        if error is None and (of_input or of_buffer):
+            raise missing_error(ctx.place)
         if of_input:
-            error = as_rows(tap_error) if ctx.has_tap else rows
-            if error is None:
-                raise missing_error(ctx.place)
-            grad_rows = ctx.rule.signal(error) @ ctx.rule.feedback(weight, buffer).to(error.dtype)
-            grad_input = grad_rows.view(x.shape)
+            grad_input = (rule.signal(error) @ rule.feedback(weight, buffer).to(error.dtype)).view(x.shape)
+        grad_buffer = (error.T @ as_rows(x)).to(buffer.dtype) if of_buffer else None
         if rows is not None:
             grad_weight = rows.T @ as_rows(x) if of_weight else None
             grad_bias = rows.sum(dim=0) if of_bias else None
-        return grad_input, grad_weight, grad_bias, None, None, None, None
+        return grad_input, grad_weight, grad_bias, grad_buffer, None, None, None
 
 
 class _PublishError(TransformableFunction):
@@ -155,9 +156,8 @@ class LocalLayer(HoldsFeedback):
         self.is_output = is_output
         uses_output_error = self.rule.error == "output" and not is_output
         allowed = f"method={options.method!r} needs the width of the network's output, or is_output=True"
-        require(
-            error_features is not None or not uses_output_error, "error_features", error_features, allowed
-        )
+        known = error_features is not None or not uses_output_error
+        require(known, "error_features", error_features, allowed)
         self.tap_features = error_features if uses_output_error else None
 
     def oriented(self, tensor: Tensor) -> Tensor:

@@ -155,6 +155,13 @@ class LayerNormProjectedSurrogate(MaybeExact, nn.Module):
         return LayerNormSurrogateFunction.apply(x, gamma, beta, self.mode).to(kind)
 
 
+def gain(norm: nn.Module) -> Tensor:
+    """Return by what (C,) one of the norms here, or torch's, multiplies its normalised input."""
+    if isinstance(norm, FixedNorm):
+        return norm.weight / norm.size
+    return (norm.ln if isinstance(norm, LayerNormSTE) else norm).weight
+
+
 class FixedNorm(nn.Module):
     """No normalisation: (x / size) gamma + beta, with a constant ``size``; its derivative is exact.
 

@@ -63,25 +63,28 @@ class SharedInputFunction(TransformableFunction):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor | None, tap_error: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, the weights and the biases."""
+        """Return the gradients of x, the weights, the biases and the feedback."""
         x, *tensors = ctx.saved_tensors
         m = len(ctx.rules)
         kept = zip(ctx.rules, tensors[:m], tensors[m:], strict=True)
         rows, tap_rows = as_rows(grad_output), as_rows(tap_error)
-        grad_input, grads = None, [None] * (2 * m)
+        grad_input, grads = None, [None] * (3 * m)
+        error, of_buffers = tap_rows if ctx.has_tap else rows, ctx.has_tap and ctx.rules[0].mirrors_gradient
+        if error is None and (ctx.needs_input_grad[0] or of_buffers):
+            raise missing_error(ctx.place)
         if ctx.needs_input_grad[0]:
-            error = tap_rows if ctx.has_tap else rows
-            if error is None:
-                raise missing_error(ctx.place)
             feedback = [rule.feedback(weight, buffer).to(error.dtype) for rule, weight, buffer in kept]
             joined = torch.stack(feedback).sum(dim=0) if ctx.has_tap else _below(feedback)
             grad_input = (error @ joined).view(x.shape)
+        if of_buffers:
+            # One error and one input: one gradient for all of them.
+            grads[2 * m :] = [(error.T @ as_rows(x)).to(tensors[m].dtype)] * m
         if grad_output is not None:
             if any(ctx.needs_input_grad[4 : 4 + m]):
                 grads[:m] = (rows.T @ as_rows(x)).split(ctx.sizes)
             if any(ctx.needs_input_grad[4 + m : 4 + 2 * m]):
-                grads[m:] = rows.sum(dim=0).split(ctx.sizes)
-        return grad_input, None, None, None, *grads, *[None] * m
+                grads[m : 2 * m] = rows.sum(dim=0).split(ctx.sizes)
+        return grad_input, None, None, None, *grads
 
 
 def outputs_of(layers: Sequence[LocalLinear], x: Tensor, taps: list[Tensor]) -> Sequence[Tensor]:

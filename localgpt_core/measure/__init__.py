@@ -1,8 +1,8 @@
 """What a rule does.
 
 Alignment with the exact gradient, the test for weight transport, diagnostics over training, what goes on
-inside a model, what a step costs, and what a pipeline of blocks would send. A measurement leaves the model,
-its mode and the random state as they were.
+inside a model, how far one matrix is the Jacobian of all tokens, what a step costs, and what a pipeline of
+blocks would send. A measurement leaves the model, its mode and the random state as they were.
 """
 
 from localgpt_core.measure.alignment import Alignment, alignment, feedback_cosines
@@ -27,11 +27,13 @@ from localgpt_core.measure.inside import (
     unused_share,
 )
 from localgpt_core.measure.pipeline import StageMessage, stage_message
+from localgpt_core.measure.spread import JacobianSpread, jacobian_spread, token_jacobians
 from localgpt_core.measure.transport import describe, weight_transport
 
 __all__ = [
     "Alignment",
     "Diagnostics",
+    "JacobianSpread",
     "StageMessage",
     "alignment",
     "alignment_flops",
@@ -43,6 +45,7 @@ __all__ = [
     "entropy_bits",
     "feedback_cosines",
     "gates",
+    "jacobian_spread",
     "measure_into",
     "peak_memory_mib",
     "peak_step_bytes",
@@ -51,6 +54,7 @@ __all__ = [
     "stage_message",
     "step_bytes",
     "step_flops",
+    "token_jacobians",
     "unused_share",
     "wait_for",
     "weight_transport",

@@ -194,7 +194,8 @@ def feedback_cosines(model: nn.Module, idx: Tensor, seed: int = 0) -> dict[str, 
     feedback is the weight itself is left out.
     """
     places = {name: m for name, m in model.named_modules() if isinstance(m, HoldsFeedback)}
-    places = {name: m for name, m in places.items() if m.rule.transports != "weight"}
+    read = {name for name, m in places.items() if m.rule.transports == "weight" and m.rule.error == "local"}
+    places = {name: m for name, m in places.items() if name not in read}
     direct = {m for m in places.values() if m.rule.error == "output"}
     targets: dict[HoldsFeedback, Tensor] = {}
     if direct:

@@ -25,6 +25,7 @@ __all__ = [
     "alignment_in_forward_passes",
     "codebook_fit_flops",
     "flop_counter",
+    "forward_flops",
     "peak_memory_mib",
     "peak_step_bytes",
     "reset_peak_memory",
@@ -82,7 +83,7 @@ def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
 
 def alignment_in_forward_passes(model: LocalGPT, idx: Tensor) -> float:
     """Return what one update of the feedback costs, in matmul FLOPs of a forward pass on the same tokens."""
-    return alignment_flops(model, idx) / _forward_flops(model, idx)
+    return alignment_flops(model, idx) / forward_flops(model, idx)
 
 
 def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
@@ -94,10 +95,11 @@ def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
     model = copy.deepcopy(model)
     model.quantise(False)
     sizes = sum(codebook.codebook.numel() for codebook in model.codebooks())
-    return batches * (_forward_flops(model, idx) + ROUNDS * 2 * idx.numel() * sizes)
+    return batches * (forward_flops(model, idx) + ROUNDS * 2 * idx.numel() * sizes)
 
 
-def _forward_flops(model: LocalGPT, idx: Tensor) -> int:
+def forward_flops(model: LocalGPT, idx: Tensor) -> int:
+    """Return the matmul FLOPs of one forward pass."""
     with flop_counter() as counter, torch.no_grad():
         model(idx)
     return counter.get_total_flops()

@@ -1,6 +1,7 @@
 """Alignment over training: measured between two steps, without changing the run."""
 
 import math
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from localgpt_core.measure.inside import (
 )
 from localgpt_core.model.gpt import LocalGPT
 
-__all__ = ["Diagnostics", "measure_into"]
+__all__ = ["Diagnostics", "measure_into", "measured_values"]
 
 # Lists with one entry per measured step; for quantities with several places one list per name.
 Diagnostics = dict[str, list | dict[str, list]]
@@ -64,3 +65,19 @@ def measure_into(
 def _short(value: float) -> float | None:
     """Return ``value`` with few digits: a cosine has no more to say; None where it is not a number."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def measured_values(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
+    """Yield step, name and value of one quantity."""
+    if quantity not in diagnostics:
+        return
+    steps, values = diagnostics["step"], diagnostics[quantity]
+    if isinstance(values, dict):
+        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
+        return
+    for step, value in zip(steps, values, strict=True):
+        by_block = value if isinstance(value, list) else None
+        if by_block is None:
+            yield step, "", value
+        else:
+            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))

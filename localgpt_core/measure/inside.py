@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.modes import evaluation_mode, watch
-from localgpt_core.layers.norms import FixedNorm, LayerNormSTE, normalise
+from localgpt_core.layers.norms import FixedNorm, gain, normalise
 from localgpt_core.model.gpt import LocalGPT
 
 __all__ = ["choices", "concentration", "entropy_bits", "gates", "radial_shares", "unused_share"]
@@ -88,8 +88,7 @@ def _norms(model: LocalGPT) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Yield name, module and gamma of each norm that normalises."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("ln1", "ln2", "ln_f") and not isinstance(module, FixedNorm):
-            gamma = (module.ln if isinstance(module, LayerNormSTE) else module).weight
-            yield name, module, gamma.detach()
+            yield name, module, gain(module).detach()
 
 
 def radial_shares(model: LocalGPT, idx: Tensor, targets: Tensor) -> dict[str, float]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from localgpt_core.common.modes import set_for_a_while
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require
+from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLayer
 from localgpt_core.measure.alignment import alignment, loss_of
 from localgpt_core.measure.following import taken_in_words, with_taken
@@ -234,6 +235,9 @@ def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> s
     output = {
         name for name, m in model.named_modules() if isinstance(m, HoldsFeedback) and m.rule.error == "output"
     }
+    # Where points read the head, its weight brings the output's error to them.
+    if any(isinstance(module, ReadingPoint) for module in model.modules()):
+        output.add("W of head")
     carriers = _carriers(probe, before)
     rows = [("parameter", "error", "has passed")]
     for name, _ in model.named_parameters():
@@ -245,8 +249,10 @@ def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> s
         elif measured.cosine[name] > 1 - 1e-6 and abs(measured.norm_ratio[name] - 1) < 1e-4:
             error = "exact"
         else:
-            error = "output" if any(p.removeprefix("B of ") in output for p in passed) else "local"
-        rows.append((name, error, _shortened(passed)))
+            direct = any(p in output or p.removeprefix("B of ") in output for p in passed)
+            error = "output" if direct else "local"
+        first = sorted(passed, key=lambda matrix: not (matrix.startswith("B of") or matrix in output))
+        rows.append((name, error, _shortened(first)))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
     taken = Counter(taken_in_words(m) for m in model.modules() if isinstance(m, LocalLayer))
@@ -256,7 +262,6 @@ def describe(model: nn.Module, *, loss: Callable[[], Tensor] | None = None) -> s
 
 
 def _shortened(matrices: list[str]) -> str:
-    matrices = sorted(matrices, key=lambda words: not words.startswith("B of"))
     if len(matrices) <= 2:
         return ", ".join(matrices)
     return f"{matrices[0]}, {matrices[1]} and {len(matrices) - 2} more"

@@ -18,7 +18,7 @@ from torch.nn import functional
 from localgpt_core.common.modes import MaybeExact, as_autocast, in_forward_mode, recording
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
-from localgpt_core.layers.feedback_points import FeedbackPoint
+from localgpt_core.layers.feedback_points import FeedbackPoint, ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE
 from localgpt_core.layers.shared_input import outputs_of
@@ -47,7 +47,8 @@ def local_linear(
 
 def feedback_point(config: LocalGPTConfig, dtype: torch.dtype | None) -> FeedbackPoint:
     """Return a place in the residual stream where the output's error comes in."""
-    point = FeedbackPoint(config.n_embd, config.vocab_size, config.rule, config.dfa_norm).to(dtype=dtype)
+    kind = ReadingPoint if config.dfa_source == "head" else FeedbackPoint
+    point = kind(config.n_embd, config.vocab_size, config.rule, config.dfa_norm).to(dtype=dtype)
     point.register_load_state_dict_post_hook(_leave_meta)
     return point
 

@@ -28,9 +28,12 @@ from localgpt_core.common.modes import evaluation_mode, watch, wide
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.corpus.sequences import IGNORED
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
 from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
+from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
+from localgpt_core.layers.norms import gain
 from localgpt_core.model.blocks import INIT_STD, Block, Cache, layer_norm
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 
@@ -103,11 +106,13 @@ class LocalGPT(nn.Module):
             self.blocks = nn.ModuleList(Block(config, index, dtype) for index in range(config.n_layer))
             self.ln_f = layer_norm(config, dtype)
             head = {"is_output": True, "dtype": dtype}
-            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.rule, **head)
+            self.head = LocalLinear(config.n_embd, config.vocab_size, False, config.head_rule, **head)
         self._init_weights(generator(seed, "weights"))
         feedback_seed = seed if config.feedback_seed is None else config.feedback_seed
         for index, place in enumerate(self.feedback_places()):
             place.place = index
+            if isinstance(place, ReadingPoint):
+                place.source = self.output_matrix
             place.reset_feedback(feedback_seed, "feedback", index)
         if config.freeze_emb:
             self.tok_emb.requires_grad_(False)
@@ -139,7 +144,8 @@ class LocalGPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits (B, T, V) and the mean cross-entropy in nats per token.
 
-        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None.
+        ``idx`` and ``targets`` are (B, T) token ids; without targets the loss is None. The mean is over the
+        targets that are not `IGNORED`; where one is, the loss has no derivative by the logits.
 
         Raises:
             ValueError: If T exceeds ``block_size``.
@@ -147,7 +153,9 @@ class LocalGPT(nn.Module):
         logits = self.logits(idx)
         if targets is None:
             return logits, None
-        return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        return logits, functional.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED
+        )
 
     def logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
@@ -161,6 +169,10 @@ class LocalGPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, taps, None if caches is None else caches[i])
         return publish_error(self.head(self.ln_f(x), taps), taps)
+
+    def output_matrix(self) -> Tensor:
+        """Return W diag(gain) (V x C), the head's weight times the last norm's gain."""
+        return self.head.weight * gain(self.ln_f)
 
     def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:
         """Let every place's rule move its feedback, once per training step; draws depend on ``key`` only.

@@ -14,7 +14,10 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.validation import require, require_integer
-from localgpt_core.training.curves import KEPT, as_the_last, check_curves, check_increasing
+from localgpt_core.corpus.corpus import SHA256
+from localgpt_core.corpus.recall import HOPS
+from localgpt_core.training.curves import ACCURACY, KEPT, as_the_last, check_curves, check_increasing
+from localgpt_core.training.step import anchors_in
 
 __all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 
@@ -82,6 +85,7 @@ def check_consistency(record: Record) -> None:
     - tokens_i = s_i B T, lr_i is the schedule's, evaluations are at every ``eval_interval`` steps and at n;
     - a finished run reaches n with finite losses and ends with ``final_val_loss``; a diverged one has none,
       and its last loss alone is not finite; a failed one has measured nothing;
+    - accuracies are shares, one for each evaluation, and of a corpus with a name are there if it has answers;
     - ``best_val_loss`` is the lowest of the curve, or with ``eval_between`` its last one, and
       ``anchor_steps`` what the spec makes of the steps taken;
     - tokens / ``tokens_per_s``, the time of the steps, is at most ``wall_time_s``;
@@ -99,6 +103,10 @@ def check_consistency(record: Record) -> None:
         return
     spec = record.run_spec
     check_curves(record.curves, spec.model.block_size, spec.train, spec.train.steps)
+    if SHA256.get(spec.corpus) == spec.corpus_sha256:
+        names, answers = sorted(record.curves), spec.corpus in HOPS
+        allowed = f"corpus {spec.corpus!r} has {'' if answers else 'no '}answers"
+        require((ACCURACY in names) == answers, "curves", names, allowed)
     evaluated = record.curves["val_step"]
     require(len(evaluated) > 0, "curves.val_step", evaluated, "the untrained model is measured")
     done = max([*record.curves["step"], *record.curves["val_step"]], default=0)
@@ -106,8 +114,7 @@ def check_consistency(record: Record) -> None:
     finite = [loss for loss in as_the_last(record.curves, spec.train).values() if loss is not None]
     what = "the last of its curve" if spec.train.eval_between else "the lowest of its curve"
     _require_same("best_val_loss", record.best_val_loss, min(finite, default=None), what)
-    every = spec.train.anchor_interval
-    _require_same("anchor_steps", record.anchor_steps, done // every if every else 0, "what its spec makes")
+    _require_same("anchor_steps", record.anchor_steps, anchors_in(done, spec.train), "what its spec makes")
     _check_speed(record, done * spec.train.batch_size * spec.model.block_size)
     counts = record.parameters
     require(set(counts) == {"total", "trained"}, "parameters", counts, "must be total and trained")

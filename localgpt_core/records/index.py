@@ -33,7 +33,7 @@ __all__ = ["Index"]
 LARGE = ("spec", "parameters", "curves", "sample", "provenance", "diagnostics")
 # Few values for many records, each kept once, in the file and in memory.
 SHARED = ("suite", "arm", "preset", "status", "environment", "settings", "corpus", "corpus_sha256")
-DERIVED = ("tokens", "has_diagnostics")
+DERIVED = ("tokens", "final_val_accuracy", "has_diagnostics")
 OWN = (*(item.name for item in fields(RunRecord) if item.name not in LARGE + SHARED), *DERIVED)
 LARGEST_INDEX = 2**31  # bytes
 # A file that was changed twice within the tick of a file system's clock may look the same, with two contents.

@@ -119,6 +119,12 @@ class RunRecord:
         return self.curves["tokens"][-1] if self.curves.get("tokens") else None
 
     @cached_property
+    def final_val_accuracy(self) -> float | None:
+        """Share of the answers that is right after the last step; None unless finished, on answers."""
+        accuracies = self.curves.get("val_accuracy")
+        return accuracies[-1] if accuracies and self.status == "finished" else None
+
+    @cached_property
     def has_diagnostics(self) -> bool:
         """Whether diagnostics were measured."""
         return bool(self.diagnostics)

@@ -96,15 +96,15 @@ class SuiteResults:
         losses = [r.final_val_loss for r in self.of_arm(arm) if r.status == "finished"]
         return *interval(losses), len(losses)
 
-    def difference(self, arm: str, reference: str) -> tuple[float, float, int]:
-        """Return the paired difference in final loss, its 95 % half-width and n.
+    def difference(self, arm: str, reference: str, level: float = 0.95) -> tuple[float, float, int]:
+        """Return the paired difference in final loss, the half-width of its interval and n.
 
         Raises:
             ValueError: If the suite has no such arm.
         """
         for name in (arm, reference):
             self.label(name)
-        return paired_difference(self.runs, arm, reference)
+        return paired_difference(self.runs, arm, reference, level)
 
     def curves(self) -> pd.DataFrame:
         """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
@@ -143,24 +143,24 @@ class SuiteResults:
         with their number, ``"not enough runs"`` below three pairs.
         """
         mean, half, n = self.difference(arm, reference)
-        return self._undecided(arm, reference, n) or (
+        return self.undecided(arm, reference, n) or (
             "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
         )
 
-    def _undecided(self, arm: str, reference: str, n: int) -> str:
+    def undecided(self, arm: str, reference: str, n: int, needed: int = MIN_PAIRS) -> str:
         """Return why ``arm`` and ``reference`` with ``n`` pairs have no verdict; empty if they have one."""
         # The seeds that are left after a divergence are not a fair sample, however many they are.
         diverged = self.runs[self.runs["status"] == "diverged"]["arm"].value_counts()
         for name, words in ((arm, "diverged"), (reference, "reference diverged")):
             if name in diverged:
                 return f"{words} ({diverged[name]} of its runs)"
-        return "not enough runs" if n < MIN_PAIRS else ""
+        return "not enough runs" if n < needed else ""
 
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence in Markdown: the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
         labels = as_markdown(self.label(arm)), as_markdown(self.label(reference))
-        undecided = self._undecided(arm, reference, n)
+        undecided = self.undecided(arm, reference, n)
         if undecided:
             return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
         ends = self.verdict(arm, reference).replace("apart", "apart from")
@@ -173,7 +173,7 @@ class SuiteResults:
         lies above, ``"open"`` if it contains it; a word of `verdict` where there is none.
         """
         mean, half, n = self.difference(arm, reference)
-        return self._undecided(arm, reference, n) or (
+        return self.undecided(arm, reference, n) or (
             "yes" if mean + half < margin else "no" if mean - half > margin else "open"
         )
 

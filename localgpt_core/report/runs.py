@@ -13,7 +13,15 @@ from localgpt_core.corpus.ngrams import floors
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
 from localgpt_core.report.results import SuiteResults
-from localgpt_core.report.tables import arm_numbers, differing, for_people, run_row, settings_of, suite_runs
+from localgpt_core.report.tables import (
+    arm_numbers,
+    differing,
+    for_people,
+    run_row,
+    settings_of,
+    suite_runs,
+    where_measured,
+)
 from localgpt_core.training.curves import as_the_last
 
 __all__ = ["arms_reached", "asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
@@ -47,7 +55,7 @@ def run_frame(records: dict[str, RunRecord]) -> pd.DataFrame:
             rows.append((group, ", ".join(f"{name}={settings_of(group[0])[name]}" for name in names)))
     found = [_row(group, list(columns), settings) for group, settings in rows]
     found.sort(key=lambda row: (row["suite"], row["arm"], row["preset"], row["settings"]))
-    return pd.DataFrame(found)
+    return where_measured(pd.DataFrame(found))
 
 
 def _row(group: list[RunRecord], names: list[str], settings: str) -> dict[str, object]:
@@ -73,6 +81,7 @@ def run_table(frame: pd.DataFrame) -> pd.DataFrame:
     pairs = zip(shown["suite"], shown["arm"], strict=True)
     shown.insert(0, "run", [f"{suite}/{arm}" if suite else arm for suite, arm in pairs])
     numbers = ["n", "final loss", "95 % ±", "best", "not finished", "TFLOPs"]
+    numbers += [heading for heading in ("accuracy", "solved") if heading in shown]
     kept = ["run", *numbers, "preset", "device", "seeds", "settings"]
     return shown[kept if shown["settings"].any() else kept[:-1]]
 

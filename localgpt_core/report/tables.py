@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.suites import Suite
-from localgpt_core.measure.diagnostics import Diagnostics
+from localgpt_core.measure.diagnostics import measured_values
 from localgpt_core.records import RunRecord
 
 __all__ = [
@@ -40,9 +40,12 @@ __all__ = [
     "settings_of",
     "show_table",
     "suite_runs",
+    "where_measured",
 ]
 
-COLUMNS = ["arm", "label", "seed", "status", "final_val_loss", "best_val_loss", "tflops", "digest", "device"]
+SOLVED = 0.95  # of the answers, above which a run has solved its task
+OF_RUN = ("seed", "status", "final_val_loss", "best_val_loss", "digest", "final_val_accuracy")
+COLUMNS = ["arm", "label", *OF_RUN[:4], "tflops", "digest", "device", "final_val_accuracy"]
 
 
 def suite_runs(
@@ -61,7 +64,7 @@ def suite_runs(
         for device in devices:
             name = arm.name if len(devices) == 1 else f"{arm.name} ({device})"
             rows += [run_row(name, arm.label, record) for record in own if record.device_type == device]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return where_measured(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
@@ -81,7 +84,7 @@ def all_runs(records: dict[str, RunRecord]) -> pd.DataFrame:
             words = ", ".join([preset, *(f"{name}={own[name]}" for name in names)])
             rows.append(run_row(f"{suite}/{arm} ({words})", arm, record))
     rows.sort(key=lambda row: (row["arm"], row["seed"]))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return where_measured(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def settings_of(record: RunRecord) -> dict[str, object]:
@@ -110,27 +113,11 @@ def require_seeds_once(runs: Mapping[str, Iterable[int]], name: str, field: str 
 def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
     """Return the row of one run, see `suite_runs`."""
     row = {"arm": arm, "label": label, "device": record.device_type}
-    for name in ("seed", "status", "final_val_loss", "best_val_loss", "digest"):
+    for name in OF_RUN:
         row[name] = getattr(record, name)
     tokens, flops = record.tokens, record.flops_per_token
     row["tflops"] = tokens * flops / 1e12 if tokens and flops else math.nan
     return row
-
-
-def measured_values(diagnostics: Diagnostics, quantity: str) -> Iterator[tuple[int, str, float | None]]:
-    """Yield step, name and value of one quantity."""
-    if quantity not in diagnostics:
-        return
-    steps, values = diagnostics["step"], diagnostics[quantity]
-    if isinstance(values, dict):
-        yield from ((step, name, v) for name, vs in values.items() for step, v in zip(steps, vs, strict=True))
-        return
-    for step, value in zip(steps, values, strict=True):
-        by_block = value if isinstance(value, list) else None
-        if by_block is None:
-            yield step, "", value
-        else:
-            yield from ((step, f"blocks.{i}", v) for i, v in enumerate(by_block))
 
 
 def book_folder() -> Path:
@@ -155,13 +142,13 @@ def as_typed(path: Path) -> str:
     return path.name if path.is_absolute() else path.as_posix()
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half-width of the 95 % t interval of the mean; the half-width is NaN below n = 2."""
+def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Return mean and half-width of the t interval of the mean; the half-width is NaN below n = 2."""
     n = len(values)
     if n == 0:
         return math.nan, math.nan
     numbers = np.array(values, dtype=float)
-    half = stdtrit(n - 1, 0.975) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    half = stdtrit(n - 1, (1 + level) / 2) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(numbers.mean()), float(half)
 
 
@@ -171,7 +158,8 @@ def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
     Columns: ``arm``; ``n``, the runs that finished; ``final_val_loss``, their mean, with ``half_width``, that
     of its 95 % interval; ``best_val_loss``, the lowest; ``not_finished``, how many did not; ``tflops``, the
     mean matmul work of a training run in 10^12 operations. Losses are in nats per character; what is not
-    there is NaN.
+    there is NaN. Of a corpus with answers also ``final_val_accuracy``, the mean share that the finished runs
+    get right, and ``solved``, how many get more than 0.95 right.
 
     Raises:
         ValueError: If an arm has two runs of one seed.
@@ -179,7 +167,13 @@ def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby("arm", sort=False)
     rows = [{"arm": arm, **arm_numbers(arm, own.to_dict("records"))} for arm, own in groups]
     kinds = {name: float for name, (_, digits) in HEADINGS.items() if digits}
-    return pd.DataFrame(rows, columns=["arm", "n", *HEADINGS]).astype(kinds)
+    return where_measured(pd.DataFrame(rows, columns=["arm", "n", *HEADINGS]).astype(kinds))
+
+
+def where_measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``frame`` without its columns on answers if no row has any."""
+    none = frame["final_val_accuracy"].isna().all()
+    return frame.drop(columns=["final_val_accuracy", "solved"], errors="ignore") if none else frame
 
 
 def arm_numbers(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,7 +183,9 @@ def arm_numbers(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     mean, half = interval([row["final_val_loss"] for row in finished])
     best = min((row["best_val_loss"] for row in finished), default=math.nan)
     cost, _ = interval([row["tflops"] for row in rows if not math.isnan(row["tflops"])])
-    numbers = (mean, half, best, len(rows) - len(finished), cost)
+    shares = [share for row in finished if not pd.isna(share := row.get("final_val_accuracy"))]
+    solved = sum(share > SOLVED for share in shares)
+    numbers = (mean, half, best, len(rows) - len(finished), cost, interval(shares)[0], solved)
     return {"n": len(finished), **dict(zip(HEADINGS, numbers, strict=True))}
 
 
@@ -199,6 +195,8 @@ HEADINGS = {
     "best_val_loss": ("best", 3),
     "not_finished": ("not finished", 0),
     "tflops": ("TFLOPs", 2),
+    "final_val_accuracy": ("accuracy", 3),
+    "solved": ("solved", 0),
 }
 
 
@@ -206,7 +204,7 @@ def for_people(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a frame of `arm_frame`'s columns with headings for people and rounded numbers as text."""
     shown = frame.rename(columns={name: heading for name, (heading, _) in HEADINGS.items()})
     for heading, digits in HEADINGS.values():
-        if digits:
+        if digits and heading in shown:
             shown[heading] = ["-" if math.isnan(x) else f"{x:.{digits}f}" for x in shown[heading]]
     return shown
 
@@ -231,8 +229,10 @@ def settings_last(table: pd.DataFrame) -> pd.DataFrame:
     return named.assign(settings=settings) if any(settings) else table
 
 
-def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[float, float, int]:
-    """Return mean, 95 % half-width and n of final loss(arm) - final loss(reference), seed by seed.
+def paired_difference(
+    runs: pd.DataFrame, arm: str, reference: str, level: float = 0.95
+) -> tuple[float, float, int]:
+    """Return mean, half-width of the interval and n of final loss(arm) - final loss(reference), seed by seed.
 
     Only seeds at which both arms finished count; without any, the numbers are NaN and n is 0.
 
@@ -245,7 +245,7 @@ def paired_difference(runs: pd.DataFrame, arm: str, reference: str) -> tuple[flo
         require_seeds_once(found, name)
         losses[name] = found.set_index("seed")["final_val_loss"]
     differences = (losses[arm] - losses[reference]).dropna().tolist()
-    mean, half = interval(differences)
+    mean, half = interval(differences, level)
     return mean, half, len(differences)
 
 

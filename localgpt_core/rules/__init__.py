@@ -12,6 +12,7 @@ RULES["fa"] = "localgpt_core.rules.feedback_alignment.FeedbackAlignment"
 RULES["dfa"] = "localgpt_core.rules.direct_feedback_alignment.DirectFeedbackAlignment"
 RULES["sign_sym"] = "localgpt_core.rules.sign_symmetry.SignSymmetry"
 RULES["kp"] = "localgpt_core.rules.kolen_pollack.KolenPollack"
+RULES["dkp"] = "localgpt_core.rules.direct_kolen_pollack.DirectKolenPollack"
 RULES["wm"] = "localgpt_core.rules.weight_mirror.WeightMirror"
 
 __getattr__ = lazy_names(__name__, {"HoldsFeedback": "feedback", "feedback_drawn_later": "feedback"})

@@ -212,8 +212,9 @@ class LearningRule:
             Where it is ``"nothing"``, the weight is not even kept for the backward pass. What `align` takes
             beside forward passes, `localgpt_core.measure.weight_transport` finds out.
         buffer_name: Name of the layer's buffer, None if the rule needs none.
-        mirrors_gradient: Whether the buffer is a trained copy: it takes the very steps that the gradient of
-            the weight makes the optimiser take with the weight.
+        mirrors_gradient: Whether the buffer is trained: it takes the steps that error^T x makes the optimiser
+            take. With a local error that is the weight's own gradient, handed to it; with the output's, that
+            of a weight from x to the output, computed beside ``grad_input`` from all of the error.
         is_derivative: Whether the error that it hands down is the true derivative.
         uses: The fields of `RuleOptions` that have an effect under this rule.
         no_better_than_frozen: Why the layers below the output gain nothing from this rule, in a sentence;

@@ -67,9 +67,18 @@ class HoldsFeedback(MaybeExact):
         raise NotImplementedError(f"{type(self).__name__} must say what its feedback is like")
 
     @property
+    def learns(self) -> bool:
+        """Whether the feedback has a gradient of its own, from the output's error: e^T x."""
+        return self.rule.mirrors_gradient and self.tap_features is not None
+
+    @property
     def buffer(self) -> Tensor | None:
         """The rule's buffer: its feedback matrix or scale; None if the rule has none."""
-        return None if self.rule.buffer_name is None else getattr(self, self.rule.buffer_name)
+        buffer = None if self.rule.buffer_name is None else getattr(self, self.rule.buffer_name)
+        # Asked here, as whoever loads a state may put another tensor in its place.
+        if buffer is not None and self.learns and not buffer.requires_grad:
+            buffer.requires_grad_(True)
+        return buffer
 
     def reset_feedback(self, *key: int | str) -> None:
         """Draw the feedback anew: a pure function of ``key``, the shape and, for a scale, the weight."""
@@ -80,7 +89,7 @@ class HoldsFeedback(MaybeExact):
 
     def _keep(self, new: Tensor) -> None:
         """Let the buffer have the value of ``new``, as the same tensor: an optimiser may hold it."""
-        old = self.buffer
+        old, new = self.buffer, new.detach()
         if old is None or not torch._has_compatible_shallow_copy_type(old, new):
             setattr(self, self.rule.buffer_name, new)
         elif old is not new:

@@ -27,13 +27,14 @@ def check_corpus(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> N
     """Raise ``ValueError`` for what a run would fail by, be it in its last step.
 
     That is a seed that draws no batches, a vocabulary of another size, a context longer than the validation
-    split, or more codes to fit than different vectors in the batches for it.
+    split or other than the sequences of the corpus, or more codes to fit than different vectors in the
+    batches for it.
     """
     check_run(model, train)
     require_integer("seed", train.seed, 0, 2**64 - 1)
     allowed = f"must be the {corpus.vocab_size} of corpus {corpus.name!r}"
     require(model.vocab_size == corpus.vocab_size, "vocab_size", model.vocab_size, allowed)
-    windows(corpus.val, model.block_size)
+    windows(corpus.val, model.block_size, corpus.sequences)
     if model.vq_init == "kmeans":
         # A batch that no memory holds is not the text's fault, and the run says so itself.
         with suppress(MemoryError):
@@ -45,7 +46,10 @@ def _check_codes(model: LocalGPTConfig, train: TrainConfig, corpus: Corpus) -> N
     streams = sum(map(model.has_bottleneck, range(model.n_layer))) if model.vq_shared else 1
     needed = -(-model.vq_codes // streams)
     sizes = {"batch_size": train.batch_size, "block_size": model.block_size, "seed": train.seed}
-    drawn = [batch(corpus.train, **sizes, step=step)[0] for step in range(CODEBOOK_BATCHES)]
+    drawn = [
+        batch(corpus.train, **sizes, step=step, sequences=corpus.sequences)[0]
+        for step in range(CODEBOOK_BATCHES)
+    ]
     ids = np.concatenate([x.numpy() for x in drawn])
     context, found = np.zeros(len(ids), dtype=np.int64), 0
     for column in ids.T:

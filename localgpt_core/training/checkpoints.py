@@ -31,7 +31,7 @@ from localgpt_core.training.integrity import (
     check_tensors,
     checksum,
 )
-from localgpt_core.training.step import learning_rate, trained_names
+from localgpt_core.training.step import learning_rate, steps_taken, trained_names
 
 __all__ = ["Checkpoint", "lengthened", "load_checkpoint", "save_checkpoint"]
 
@@ -71,7 +71,7 @@ class Checkpoint:
     def restore_optimizer(self, model: LocalGPT, optimizer: torch.optim.Optimizer) -> None:
         """Load the optimiser's state of every trained parameter."""
         state = optimizer.state_dict()
-        if self.progress["step"]:
+        if steps_taken(self.progress["step"], self.train_config):
             for index, name in enumerate(trained_names(model)):
                 state["state"][index] = {key: self.tensors[f"optimizer.{name}.{key}"] for key in STATE}
         optimizer.load_state_dict(state)
@@ -185,7 +185,7 @@ def lengthened(finished: Checkpoint, steps: int, path: Path) -> Checkpoint:
         add_point(curves, step, losses[step - between : step], new, block_size)
     # The last evaluation, where the longer run has none, or another one, which is then made at once.
     if done % old.eval_interval or old.eval_between:
-        curves |= {key: curves[key][:-1] for key in ("val_step", "val_loss")}
+        curves |= {key: own[:-1] for key, own in curves.items() if key.startswith("val_")}
     if "step" in progress["diagnostics"]:
         progress["diagnostics"] = _at_regular_steps(progress["diagnostics"])
     kept = len(points) * between

@@ -11,6 +11,7 @@ from localgpt_core.config import TrainConfig
 from localgpt_core.training.step import learning_rate
 
 __all__ = [
+    "ACCURACY",
     "KEPT",
     "Curves",
     "add_point",
@@ -18,13 +19,20 @@ __all__ = [
     "check_curves",
     "check_increasing",
     "curve_interval",
+    "no_points",
 ]
 
 CURVE_POINTS = 100
 NAMES = ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
+ACCURACY = "val_accuracy"  # a curve of runs on answers
 KEPT = 2e-5  # relative: two numbers that keep 6 digits each, and their quotient
 
 Curves = dict[str, list[float]]
+
+
+def no_points(answers: bool) -> Curves:
+    """Return the curves of a run that has measured nothing yet, on a corpus with ``answers`` or without."""
+    return {name: [] for name in (*NAMES, *[ACCURACY] * answers)}
 
 
 def curve_interval(steps: int) -> int:
@@ -55,16 +63,17 @@ def check_curves(curves: Any, block_size: int, train: TrainConfig, done: int) ->
 
     All but the losses are functions of the configuration: with s_i the steps, B the batch size and T the
     context, tokens_i = s_i B T, lr_i is the schedule's, and evaluations are at every ``eval_interval`` steps
-    and at the last one.
+    and at the last one. A run on answers has ``val_accuracy`` too, a share at each evaluation.
     """
     names = [*map(str, curves)] if isinstance(curves, dict) else curves
-    complete = isinstance(curves, dict) and {*names} == {*NAMES}
+    complete = isinstance(curves, dict) and {*names} - {ACCURACY} == {*NAMES}
     require(complete, "curves", names, f"must be {', '.join(NAMES)}")
     for name, curve in curves.items():
         numbers = isinstance(curve, list) and all(isinstance(x, int | float | None) for x in curve)
         require(numbers, "curves", name, "must be a list of numbers")
     steps, evaluated = curves["step"], curves["val_step"]
-    for name, of in (("tokens", "step"), ("lr", "step"), ("train_loss", "step"), ("val_loss", "val_step")):
+    pairs = [("tokens", "step"), ("lr", "step"), ("train_loss", "step"), ("val_loss", "val_step")]
+    for name, of in pairs + [(ACCURACY, "val_step")] * (ACCURACY in curves):
         found, wanted = len(curves[name]), len(curves[of])
         require(found == wanted, f"curves.{name}", curves[name], f"{found} values for {wanted} steps")
     check_increasing("curves.step", steps, 1, done)
@@ -77,6 +86,10 @@ def check_curves(curves: Any, block_size: int, train: TrainConfig, done: int) ->
         wanted = learning_rate(step - 1, train)
         same = rate is not None and math.isclose(rate, wanted, rel_tol=KEPT, abs_tol=1e-9 * train.lr)
         require(same, "curves.lr", rate, f"at step {step} its spec has {wanted:.6g}")
+
+    for accuracy in curves.get(ACCURACY, ()):
+        share = accuracy is not None and 0 <= accuracy <= 1
+        require(share, f"curves.{ACCURACY}", accuracy, "must be from 0 to 1")
 
 
 def check_increasing(name: str, steps: Sequence[Any], first: int, last: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.training.curves import check_curves
-from localgpt_core.training.step import model_without_numbers, trained_names
+from localgpt_core.training.step import model_without_numbers, steps_taken, trained_names
 
 __all__ = ["STATE", "check_corpus_fields", "check_progress", "check_tensors", "checksum"]
 
@@ -76,17 +76,18 @@ def check_tensors(
 ) -> None:
     """Raise ``ValueError`` unless ``tensors`` are those of a run after ``step`` steps.
 
-    These are ``model.<name>`` of the model's state, and after the first step ``optimizer.<name>.<state>`` for
-    each trained tensor, with its shape and type. The model's numbers are finite.
+    These are ``model.<name>`` of the model's state, and after the first step that was taken
+    ``optimizer.<name>.<state>`` for each trained tensor, with its shape and type. The model's numbers are
+    finite.
     """
     blocks = {found[1] for name in tensors if (found := re.match(r"model\.blocks\.(\d+)\.", name))}
     # First, because a model of any number of blocks would have to be built to be compared.
     require(len(blocks) == model_config.n_layer, "n_layer", model_config.n_layer, f"has {len(blocks)} blocks")
     model = model_without_numbers(model_config, train_config)
     model.quantise(step >= train_config.vq_start)
-    state = model.state_dict()
+    state, stepped = model.state_dict(), steps_taken(step, train_config) > 0
     expected = {f"model.{name}": (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    kinds = {name: expected[f"model.{name}"] for name in trained_names(model)} if step else {}
+    kinds = {name: expected[f"model.{name}"] for name in trained_names(model)} if stepped else {}
     for name, (shape, dtype) in kinds.items():
         for key in STATE:
             expected[f"optimizer.{name}.{key}"] = ((), torch.float32) if key == "step" else (shape, dtype)

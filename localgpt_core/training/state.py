@@ -16,6 +16,7 @@ from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.measure.cost import (
     alignment_flops,
     codebook_fit_flops,
+    forward_flops,
     peak_memory_mib,
     reset_peak_memory,
     step_flops,
@@ -24,12 +25,14 @@ from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.training.before import check_compiled
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
-from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval
+from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval, no_points
 from localgpt_core.training.step import (
+    anchors_in,
     build_model,
     build_optimizer,
     compiled,
     evaluate,
+    evaluate_answers,
     training_step,
 )
 
@@ -46,18 +49,19 @@ class TrainResult:
         model: The trained model, on its device.
         status: ``"finished"``; ``"diverged"``: a loss was not finite; ``"interrupted"``: stopped by Ctrl-C;
             ``"out_of_time"``: it did not, or could not, finish before the deadline.
-        steps_done: Steps taken.
+        steps_done: Steps taken, and those that ``anchor_only`` skipped.
         curves: ``step``, ``tokens``, ``lr`` and ``train_loss`` (mean since the previous point), and
             ``val_step`` and ``val_loss`` on the validation split, or of it what ``eval_between`` and
-            ``eval_iters`` say; nats per character.
+            ``eval_iters`` say; nats per character. Of a corpus with answers they are nats per answer, and
+            ``val_accuracy`` is the share that is right.
         best_val_loss: The lowest validation loss of the evaluations that are as the last one is: of all, or
             with ``eval_between`` that of the last one alone. NaN if none of them was finite.
         wall_time_s: Seconds in all, over every part of a resumed run.
         tokens_per_s: Training tokens per second, evaluation apart.
-        peak_memory_mib: Peak since the run, or the resumed part of it, began; see
-            `localgpt_core.measure.cost.peak_memory_mib`.
+        peak_memory_mib: `localgpt_core.measure.peak_memory_mib` since the run, or its resumed part, began.
         flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
-            planned, alignment of the feedback before the first one, and a fit of codes.
+            planned, alignment of the feedback before the first one, and a fit of codes. A step that
+            ``anchor_only`` skips is the forward pass of its loss.
         anchor_steps: How many of the steps were anchors.
         diagnostics: What the rule did over training, see `localgpt_core.measure`; empty unless asked for.
         interrupted: Whether Ctrl-C was pressed, be it too late to stop this run.
@@ -107,12 +111,10 @@ class RunState:
         self.model = build_model(model_config, config, device)
         self.optimizer = build_optimizer(self.model, config)
         sizes = {"batch_size": config.batch_size, "block_size": model_config.block_size, "seed": config.seed}
-        self.batches = Batches(corpus.train, **sizes, device=device)
+        self.batches = Batches(corpus.train, **sizes, device=device, sequences=corpus.sequences)
         self.val = resident(corpus.val, device)
         self.step = 0
-        self.curves: Curves = {
-            key: [] for key in ("step", "tokens", "lr", "train_loss", "val_step", "val_loss")
-        }
+        self.curves: Curves = no_points(corpus.sequences is not None)
         self.losses: list[float] = []
         self.pending: list[Tensor] = []
         self.train_time_s = 0.0
@@ -154,14 +156,14 @@ class RunState:
         start = min(config.vq_start, config.steps)
         for quantised, first, last in ((False, 0, start), (True, start, config.steps)):
             model.quantise(quantised)
-            anchors = self._anchors(last) - self._anchors(first)
-            for anchor, number in ((False, last - first - anchors), (True, anchors)):
-                total += number * step_flops(model, idx, targets, anchor) if number else 0
+            anchors = anchors_in(last, config) - anchors_in(first, config)
+            others = last - first - anchors
+            total += anchors * step_flops(model, idx, targets, anchor=True) if anchors else 0
+            if others:
+                skipped = config.anchor_only
+                total += others * (forward_flops(model, idx) if skipped else step_flops(model, idx, targets))
         model.quantise(True)
         return total
-
-    def _anchors(self, steps: int) -> int:
-        return steps // self.config.anchor_interval if self.config.anchor_interval else 0
 
     @property
     def wall_time_s(self) -> float:
@@ -186,7 +188,7 @@ class RunState:
 
         Where that fails after the first step, it warns: the run is worth more than what is said about it.
         """
-        text = windows(self.val, self.model.config.block_size)[0][:DIAGNOSED_WINDOWS]
+        text = windows(self.val, self.model.config.block_size, self.corpus.sequences)[0][:DIAGNOSED_WINDOWS]
         measured = copy.deepcopy(self.diagnostics)
         try:
             measure_into(measured, self.model, *self.batch(self.step), text, self.step)
@@ -221,8 +223,13 @@ class RunState:
         return point
 
     def evaluate(self) -> float:
-        """Measure the validation loss, add it to the curve and return it."""
-        loss = evaluate(self.model, self.val, self.config, self.stepped, self.step)
+        """Measure the validation loss, add it to the curve and return it; of answers, the accuracy too."""
+        measured = (self.model, self.val, self.config, self.stepped, self.step)
+        if self.corpus.sequences:
+            loss, accuracy = evaluate_answers(*measured, self.corpus.sequences)
+            self.curves["val_accuracy"].append(accuracy)
+        else:
+            loss = evaluate(*measured)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss
@@ -267,7 +274,7 @@ class RunState:
             tokens_per_s=tokens / self.train_time_s if self.train_time_s else math.nan,
             peak_memory_mib=peak_memory_mib(self.device),
             flops_per_token=self.flops_per_token,
-            anchor_steps=self._anchors(self.step),
+            anchor_steps=anchors_in(self.step, self.config),
             diagnostics=self.diagnostics,
             interrupted=interrupted,
         )

@@ -21,18 +21,22 @@ from localgpt_core.common.modes import evaluation_mode, exact_derivatives
 from localgpt_core.common.seeds import seed_from
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import windows
-from localgpt_core.layers.between_steps import feedback_places, mirror
+from localgpt_core.corpus.sequences import IGNORED, Sequences
+from localgpt_core.layers.between_steps import feedback_places, learned, mirror
 from localgpt_core.model.gpt import LocalGPT
 
 __all__ = [
+    "anchors_in",
     "build_model",
     "build_optimizer",
     "compiled",
     "evaluate",
+    "evaluate_answers",
     "is_anchor",
     "learning_rate",
     "model_without_numbers",
     "precision",
+    "steps_taken",
     "trained_names",
     "training_step",
 ]
@@ -50,7 +54,8 @@ def build_model(
     precision float64 too: the start is the same.
 
     Models of one seed start from the same weights whatever their rule. With ``freeze_body`` only the
-    embeddings and the head are left to learn.
+    embeddings and the head are left to learn, with ``freeze_blocks`` all but the blocks that it lists. The
+    feedback of what is frozen is aligned all the same, where the rule aligns it.
 
     Raises:
         ValueError: For what the two together do not allow, see `localgpt_core.config.check_run`.
@@ -65,14 +70,19 @@ def build_model(
 
 
 def _frozen(model: LocalGPT, config: TrainConfig) -> LocalGPT:
-    if config.freeze_body:
-        model.blocks.requires_grad_(False)
-        model.ln_f.requires_grad_(False)
+    frozen = [model.blocks[number] for number in config.frozen_blocks]
+    for part in [model.blocks, model.ln_f] if config.freeze_body else frozen:
+        part.requires_grad_(False)
     return model
 
 
 def model_without_numbers(model_config: LocalGPTConfig, train_config: TrainConfig) -> LocalGPT:
-    """Return the model of a run on the meta device: names, shapes and types, whatever its size."""
+    """Return the model of a run on the meta device: names, shapes and types, whatever its size.
+
+    Raises:
+        ValueError: As `build_model`.
+    """
+    check_run(model_config, train_config)
     dtype = torch.float64 if train_config.precision == "float64" else torch.float32
     return _frozen(LocalGPT(model_config, device="meta", dtype=dtype), train_config)
 
@@ -80,7 +90,7 @@ def model_without_numbers(model_config: LocalGPTConfig, train_config: TrainConfi
 def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters, with weight decay on matrices only.
 
-    Feedback that takes the same steps as its weight (Kolen-Pollack) is there beside the weights.
+    Feedback that takes the steps of a weight (Kolen-Pollack, direct or not) is there beside the weights.
     """
     decays = (config.weight_decay, 0.0)
     groups = [{"params": p, "weight_decay": w} for p, w in zip(trained_tensors(model), decays, strict=True)]
@@ -88,9 +98,10 @@ def build_optimizer(model: LocalGPT, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def trained_tensors(model: LocalGPT) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the trained matrices, mirrored feedback after the weights, and the other trained parameters."""
+    """Return the trained matrices, feedback that is trained after the weights, and the other parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2] + [feedback for _, feedback in model.mirrored()]
+    matrices += learned(feedback_places(model))
     return matrices, [p for p in trained if p.ndim < 2]
 
 
@@ -114,6 +125,21 @@ def is_anchor(step: int, config: TrainConfig) -> bool:
     return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
 
 
+def is_skipped(step: int, config: TrainConfig) -> bool:
+    """Return whether ``step``, counted from 0, moves nothing: with ``anchor_only`` all but the anchors."""
+    return config.anchor_only and not is_anchor(step, config)
+
+
+def anchors_in(steps: int, config: TrainConfig) -> int:
+    """Return how many of the first ``steps`` steps are anchors."""
+    return steps // config.anchor_interval if config.anchor_interval else 0
+
+
+def steps_taken(steps: int, config: TrainConfig) -> int:
+    """Return how many of the first ``steps`` steps the optimiser takes: all that are not skipped."""
+    return anchors_in(steps, config) if config.anchor_only else steps
+
+
 def compiled(model: LocalGPT) -> nn.Module:
     """Return the compiled form of ``model``: one graph for each mode and shape, or an error.
 
@@ -135,7 +161,6 @@ def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def evaluate(
     model: LocalGPT,
     ids: np.ndarray | Tensor,
@@ -154,9 +179,38 @@ def evaluate(
     ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
     graph more for each such size. What is left over has other shapes: the model itself takes it.
     """
+    return _measured(model, ids, train_config, stepped, step)[0]
+
+
+def evaluate_answers(
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None,
+    step: int | None,
+    sequences: Sequences,
+) -> tuple[float, float]:
+    """Return the mean cross-entropy of the answers of ``ids``, in nats per answer, and their accuracy.
+
+    That is the share of the answers that have the largest logit; of equal logits the first character's
+    counts. The rest is as in `evaluate`, and every window is a sequence.
+    """
+    return _measured(model, ids, train_config, stepped, step, sequences)
+
+
+@torch.no_grad()
+def _measured(
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None,
+    step: int | None,
+    sequences: Sequences | None = None,
+) -> tuple[float, float]:
+    """Return the mean loss of the targets that count and, with ``sequences``, the share that is right."""
     device = next(model.parameters()).device
     block_size = model.config.block_size
-    x, y, x_rest, y_rest = windows(ids, block_size)
+    x, y, x_rest, y_rest = windows(ids, block_size, sequences)
     batches = train_config.eval_batches(train_config.steps if step is None else step)
     asked = batches * train_config.batch_size
     if 0 < asked < len(x):
@@ -166,12 +220,17 @@ def evaluate(
     pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
     if x_rest.numel():
         pairs.append((x_rest, y_rest))
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total, right, counted = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluation_mode(model), precision(train_config, device):
         for inputs, targets in pairs:
             forward = stepped if stepped is not None and inputs.shape == pairs[0][0].shape else model
-            total += forward(inputs.to(device), targets.to(device))[1].double() * targets.numel()
-    return total.item() / sum(targets.numel() for _, targets in pairs)
+            targets = targets.to(device)
+            logits, loss = forward(inputs.to(device), targets)
+            counts = (targets != IGNORED).sum()
+            total, counted = total + loss.double() * counts, counted + counts
+            if sequences:
+                right = right + (logits.argmax(dim=-1) == targets).sum()
+    return (total / counted).item(), (right / counted).item()
 
 
 def seed_all(seed: int, device: torch.device) -> None:
@@ -191,9 +250,13 @@ def training_step(
 ) -> Tensor:
     """Take step ``step`` and return its loss, detached, without waiting for the device.
 
-    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation.
+    ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation; of a step
+    that is skipped there is the loss alone.
     """
     seed_all(seed_from(config.seed, "dropout", step), idx.device)
+    if is_skipped(step, config):
+        with torch.no_grad(), precision(config, idx.device):
+            return model(idx, targets)[1]
     model.align_feedback(config.seed, "probes", step, idx=idx)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
@@ -204,7 +267,11 @@ def training_step(
         loss.backward()
     if config.grad_clip:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(trained, config.grad_clip)
+        # A network is clipped alike whether or not its feedback learns: by the gradients of its parameters.
+        norm = nn.utils.clip_grad_norm_([p for p in trained if isinstance(p, nn.Parameter)], config.grad_clip)
+        feedback = [p for p in trained if not isinstance(p, nn.Parameter) and p.grad is not None]
+        if feedback:
+            nn.utils.clip_grads_with_norm_(feedback, config.grad_clip, norm)
     mirror(feedback_places(model), copy=False)  # AdamW, fused, writes into no gradient
     optimizer.step()
     return loss.detach()

@@ -17,7 +17,7 @@ from toys import TOY_SIZES, TOY_SUITE, interrupt_after, toy_record, toy_text
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus import SHA256, Corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.experiments.claims import claim
+from localgpt_core.experiments.locks import claim
 from localgpt_core.records import RunRecord, load_records, read_record
 from localgpt_core.training import state as run_state
 from localgpt_core.training.checkpoints import load_checkpoint
@@ -605,6 +605,21 @@ def test_corpus_prints_the_sizes_of_the_default(cli):
     assert lines["vocabulary"].startswith("65 symbols: ")
     assert lines["split"] == "1,003,854 train / 111,540 validation"
     assert re.fullmatch(r"[0-9a-f]{64}", lines["sha256"])
+
+
+def test_a_corpus_of_sequences_is_printed_and_trained_on(cli):
+    status, out, err = cli("corpus", "recall-2")
+    assert status == 0, err
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["sequences"] == "14 characters each, 3 of them answers"
+    assert lines["chance"] == "20.6% of the answers" and lines["guess"] == "1.596"
+    options = "train --corpus recall-2 --preset tiny --steps 2 --eval-iters 1 --n-embd 8 --n-layer 1".split()
+    status, out, err = cli(*options)
+    assert status == 2 and "block_size=32: must be 13" in err
+    status, out, err = cli(*options, "--block-size", "13")
+    assert status == 0, err
+    assert re.search(r"\d% of the answers are right; chance is 20.6%", out + err)
+    assert "nats per answer" in out + err and "n-gram" not in out + err
 
 
 def test_corpus_prints_floors_and_the_agreement_with_another_text(cli):

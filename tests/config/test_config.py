@@ -17,6 +17,7 @@ from localgpt_core.config import PRESETS, build, preset
 from localgpt_core.training.step import build_model, build_optimizer, learning_rate, training_step
 
 SOFTMAX = {"attn_mode": "softmax"}
+AT_BLOCKS = {"method": "dfa", "dfa_granularity": "block"}
 
 # ------------------------------------------------------------ refusals
 
@@ -87,7 +88,7 @@ MODEL_REFUSALS = {
         ({"dfa_granularity": "token"}, "dfa_granularity='token': allowed are 'layer', 'sublayer', 'block'"),
         (
             {"method": "fa", "dfa_granularity": "block"},
-            "dfa_granularity='block': has no effect with method='fa'; needs method dfa",
+            "dfa_granularity='block': has no effect with method='fa'; needs method dfa or dkp",
         ),
     ],
     "dfa_norm": [
@@ -96,6 +97,27 @@ MODEL_REFUSALS = {
     "dfa_inside": [
         ({"dfa_inside": "fa"}, "dfa_inside='fa': allowed are 'bp', 'grape', 'kp'"),
         ({"dfa_inside": "grape", "method": "dfa"}, "dfa_inside='grape': needs dfa_granularity='sublayer'"),
+    ],
+    "dfa_source": [
+        ({"dfa_source": "last"}, "dfa_source='last': allowed are 'random', 'head'"),
+        (
+            {"dfa_source": "head", "method": "dfa"},
+            "dfa_source='head': needs dfa_granularity='sublayer' or 'block'",
+        ),
+        *(
+            (
+                {**AT_BLOCKS, "dfa_source": "head", **other},
+                "dfa_source='head': needs a rule whose feedback stays",
+            )
+            for other in ({"method": "dkp"}, {"fa_grape": True})
+        ),
+        *(
+            (
+                {**AT_BLOCKS, "dfa_source": "head", **start},
+                f"{[*start][0]}=.*: has no effect with dfa_source='head'",
+            )
+            for start in ({"feedback_std": 0.5}, {"feedback_seed": 3}, {"fa_init_mode": "orthogonal"})
+        ),
     ],
     "subspace_rank": [({"subspace_rank": 13}, "subspace_rank=13: .* at least 0 and at most 12")],
     "fa_sparse_k": [
@@ -129,9 +151,27 @@ TRAIN_REFUSALS = {
             "anchor_interval=10: must be an integer of at least 0 and at",
         ),
     ],
+    "anchor_only": [
+        ({"anchor_only": True}, "anchor_only=True: needs anchor_interval of at least 2"),
+        (
+            {"anchor_only": True, "anchor_interval": 1},
+            "anchor_only=True: needs anchor_interval of at least 2",
+        ),
+    ],
     "vq_start": [
         ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
         ({"vq_start": 9, "steps": 9}, "vq_start=9: must be an integer of at least 0 and at most 8"),
+    ],
+    "freeze_blocks": [
+        *(
+            ({"freeze_blocks": at}, f"freeze_blocks={at!r}: must be ascending block numbers below 10000")
+            for at in ("10000", "1,0", "0,0", "01", "\u0660", "a", "-1", "0,", ",", " 1")
+        ),
+        ({"freeze_blocks": 1}, "freeze_blocks=1: must be a string"),
+        (
+            {"freeze_blocks": "0", "freeze_body": True},
+            "freeze_blocks='0': has no effect with freeze_body=True, which freezes every block",
+        ),
     ],
     "warmup": [({"warmup": -1}, "warmup=-1: must be an integer of at least 0")],
     "lr": [({"lr": value}, f"lr={value}: must be positive and finite") for value in (0.0, -1.0, math.inf)],
@@ -218,6 +258,11 @@ def test_configurations_take_keywords_and_do_not_change():
 
 TOGETHER = {
     "anchors of exact steps": ({}, {"anchor_interval": 5}, "anchor_interval=5: has no effect where every"),
+    "a frozen block that is not there": (
+        {},
+        {"freeze_blocks": "0,2"},
+        "freeze_blocks='0,2': must be ascending block numbers below 2",
+    ),
     "a late start of no codebook": ({}, {"vq_start": 3}, "vq_start=3: has no effect without vq_codes"),
     # 32 batches of 2 windows of 6 characters, in the streams of 2 blocks.
     "too many shared codes": (
@@ -421,6 +466,7 @@ OPTIONS = {
     "dfa_granularity": st.sampled_from(["layer", "sublayer", "block"]),
     "dfa_norm": st.booleans(),
     "dfa_inside": st.sampled_from(["bp", "grape", "kp"]),
+    "dfa_source": st.sampled_from(["random", "head"]),
 }
 
 
@@ -504,7 +550,7 @@ def test_a_preset_takes_other_values():
     [
         (("large",), "preset='large': allowed are 'tiny', 'cpu', 'gpu'"),
         (("tiny", {"n_heads": 2}), "field='n_heads': allowed are attn_mode, bias, block_size"),
-        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are anchor_interval, batch_size"),
+        (("tiny", {}, {"epochs": 2}), "field='epochs': allowed are anchor_interval, anchor_only"),
         (("tiny", {"n_head": 5}), "n_embd=32: must be divisible by n_head=5"),
         (("tiny", {"bias": 1}), "bias=1: must be true or false"),
         (("tiny", {"bias": "true"}), "bias='true': must be true or false"),

@@ -21,7 +21,7 @@ from localgpt_core.common import files
 from localgpt_core.common.validation import Refusal
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments import making, processes, scheduler
-from localgpt_core.experiments.claims import claim
+from localgpt_core.experiments.locks import claim
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
@@ -575,7 +575,7 @@ def test_a_run_has_one_maker_and_its_lock_dies_with_it(tmp_path):
     lock = out / ".unfinished" / "0123.lock"
     code = f"""if True:
         import os, pathlib, sys
-        from localgpt_core.experiments.claims import claim
+        from localgpt_core.experiments.locks import claim
         with claim("0123", pathlib.Path({str(out)!r}), pathlib.Path({str(records)!r})) as mine:
             print(mine, flush=True)
             sys.stdin.read()
@@ -770,3 +770,20 @@ def test_a_refusal_of_one_run_does_not_stop_the_others(make, monkeypatch):
     assert run.make(1, said.append) == "failed"
     assert said[1] == f"bp seed 1 [{first.spec.digest}]: x=1: is refused"
     assert results(run).keys() == {second.spec.digest}
+
+
+OWN = """
+[arms.recall]
+corpus = "recall-1"
+model = { block_size = 13 }
+train = { eval_iters = 1 }
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_arm_is_made_with_the_corpus_that_it_names(make, jobs):
+    run = make(steps=2, more=OWN)
+    assert run.all(jobs, print)
+    corpora = {record.arm: record.corpus for record in load_records(run.records, pytest.fail).values()}
+    assert corpora == {"bp": "toy", "fa": "toy", "recall": "recall-1"}
+    assert run.missing([*run.planned().values()]) == []

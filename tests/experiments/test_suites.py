@@ -52,6 +52,18 @@ def replaced(old, new):
 # Reading
 
 
+def test_an_arm_may_have_a_corpus_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALGPT_CACHE", str(tmp_path / "cache"))
+    arm = 'corpus = "recall-2"\nmodel = { block_size = 13 }\n[arms.control]'
+    suite = read_suite(write(tmp_path, replaced("[arms.control]", f"[arms.two]\n{arm}")))
+    assert [each.corpus for each in suite.arms] == ["", "", "recall-2", ""]
+    for run in suite.plan(toy_corpus()):
+        own = run.arm.name == "two"
+        assert run.corpus is toy_corpus() or own and run.corpus.name == "recall-2"
+        assert (run.spec.corpus, run.spec.corpus_sha256) == (run.corpus.name, run.corpus.sha256)
+        assert run.spec.model.vocab_size == (8 if own else toy_corpus().vocab_size)
+
+
 def test_a_suite_says_what_the_file_says(tmp_path):
     path = write(tmp_path, SUITE)
     suite = read_suite(path)
@@ -77,8 +89,17 @@ def test_a_short_suite_has_the_default_corpus(tmp_path):
 # What is replaced, by what, and what the message says.
 REFUSED = {
     "no TOML": ("[arms.plain]", "[arms.plain", "is not TOML"),
-    "unknown key": ('corpus = "toy"', 'corpora = "toy"', "key='corpora': allowed are arms, corpus, diag"),
-    "unknown key of an arm": ("seeds = [2, 3]", "seed = 2", "arm 'control': key='seed': allowed are diag"),
+    "unknown key": (
+        'corpus = "toy"',
+        'corpora = "toy"',
+        "key='corpora': allowed are arms, claims, corpus, diag",
+    ),
+    "unknown key of an arm": ("seeds = [2, 3]", "seed = 2", "arm 'control': key='seed': allowed are corp"),
+    "corpus of an arm": (
+        "seeds = [2, 3]",
+        'corpus = "own.txt"',
+        "arm 'control': corpus='own.txt': allowed are",
+    ),
     "no question": ('question = "Which?"', "", "key='question': is missing"),
     "no preset": ('preset = "tiny"', "", "key='preset': is missing"),
     "no seeds": ("seeds = [3, 1]", "", "key='seeds': is missing"),

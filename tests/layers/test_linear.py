@@ -430,7 +430,7 @@ def test_copies_and_files_keep_the_layer(method, tmp_path):
             assert torch.equal(a, b)
     if layer.buffer is not None:
         twin = copy.deepcopy(layer)
-        twin.buffer.add_(1.0)
+        twin.buffer.data.add_(1.0)
         assert not torch.equal(twin.buffer, layer.buffer)
 
 

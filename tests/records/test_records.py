@@ -100,7 +100,9 @@ CHANGES = {
     "eval_iters": ({}, 2),
     "eval_between": ({}, 2),
     "freeze_body": ({}, True),
+    "freeze_blocks": ({"n_layer": 2}, "0"),
     "anchor_interval": ({"method": "fa"}, 5),
+    "anchor_only": ({"anchor_interval": 5, "method": "fa"}, True),
     "precision": ({}, "float64"),
     "compile": ({}, True),
 }

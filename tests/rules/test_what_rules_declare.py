@@ -18,6 +18,7 @@ DECLARED = {
     "sign_sym": ("local", "sign", "no", False, False),
     "kp": ("local", "nothing", "no", True, False),
     "wm": ("local", "nothing", "layer", False, False),
+    "dkp": ("output", "nothing", "no", True, False),
 }
 MOVED_BY = {"fa-grape": "layer", "fa-kaczmarz": "layer", "dfa-grape": "network", "dfa-fdfa": "network"}
 FOLLOWING = ["sign_sym-weight", "sign_sym-probes", "sign_sym-random-probes", "fa-weight", "fa-probes"]
@@ -67,6 +68,9 @@ BY_HAND = {
     "dfa": (2 * 7 * (3 * 12 + 48) - INSIDE, 0),
     # As backpropagation inside, and an error of 7 onto a stream of 12 at two points or four.
     "dfa-block": (2 * 7 * 12, 0),
+    # Twice the products with the error: e^T x is as large as e B, and once for q, k and v too.
+    "dkp": (2 * 2 * 7 * (3 * 12 + 48) - INSIDE, 0),
+    "dkp-sublayer": (2 * 4 * 7 * 12, 0),
     "dfa-sublayer": (4 * 7 * 12, 0),
     # Noise: 32 inputs through W, and their correlation with the answers.
     "wm": (0, 2 * 32 * WEIGHTS),
@@ -128,6 +132,9 @@ RATIOS = {
     "dfa-block-inside-grape": (1.06, 1.06),
     "dfa-block-inside-kp": (1.06, 1.06),
     "dfa-block-norm-grape": (1.33, 1.33),
+    "dkp": (0.88, 0.77),
+    "dkp-sublayer": (1.06, 1.02),
+    "dkp-inside": (1.07, 1.02),
 }
 
 

@@ -35,6 +35,7 @@ CASES: dict[str, dict] = RULE_CASES | {
     "bp-bottlenecks": {"mlp_topk": 9, "resid_topk": 7, "vq_codes": 16, "subspace_rank": 8},
     "local": {"method": "fa", "ln_mode": "center_scale", "ste_sigmoid": True, "ste_gelu": True},
     "local-softmax": {"method": "dfa", "attn_mode": "softmax", "fuse_attn_local": True, "ln_mode": "ste"},
+    "dfa-head": {"method": "dfa", "dfa_granularity": "sublayer", "dfa_norm": True, "dfa_source": "head"},
     "projected-frozen-emb": {"method": "sign_sym", "ln_mode": "projected", "freeze_emb": True},
 }
 

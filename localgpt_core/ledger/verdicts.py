@@ -1,0 +1,95 @@
+"""The verdict on a claim, from the paired differences of the recorded runs.
+
+With m claims in a suite, each interval has the level 1 - 0.05 / m (Bonferroni), so that all m of them cover
+what they estimate together with at least 95 %. A claim
+
+    holds   if the whole interval lies in the region that it names,
+    fails   if the whole interval lies outside,
+    is open otherwise: the runs do not say.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from localgpt_core.experiments.claims import Claim
+from localgpt_core.report.results import SuiteResults
+from localgpt_core.report.tables import estimate
+
+__all__ = ["Decision", "claim_table", "decide", "decisions"]
+
+FAMILY_ERROR = 0.05
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A claim with what the records say of it.
+
+    Attributes:
+        claim: The claim.
+        mean: Mean paired difference in final loss, in nats per character; NaN without a pair.
+        half: Half-width of its interval.
+        n: Number of pairs.
+        verdict: ``"holds"``, ``"fails"`` or ``"open"``; or why there is none: ``"not enough runs"`` before
+            every planned pair is recorded, or that a run diverged.
+    """
+
+    claim: Claim
+    mean: float
+    half: float
+    n: int
+    verdict: str
+
+
+def level(results: SuiteResults) -> float:
+    """Return the level of each interval, 1 - 0.05 / m for the m claims of the suite."""
+    return 1 - FAMILY_ERROR / len(results.suite.claims)
+
+
+def decide(results: SuiteResults, name: str) -> Decision:
+    """Return what the records say of a claim of the suite; ``KeyError`` if it has none of that name."""
+    claim = results.suite.claims[name]
+    mean, half, n = results.difference(claim.arm, claim.reference, level(results))
+    planned = {arm.name: {*arm.seeds} for arm in results.suite.arms}
+    pairs = len(planned[claim.arm] & planned[claim.reference])
+    undecided = results.undecided(claim.arm, claim.reference, n, pairs)
+    return Decision(claim, mean, half, n, undecided or _verdict(claim, mean - half, mean + half))
+
+
+def _verdict(claim: Claim, low: float, high: float) -> str:
+    """Return the verdict for the interval from ``low`` to ``high``."""
+    first, last = claim.region
+    if first < low and high < last:
+        return "holds"
+    return "fails" if high <= first or low >= last else "open"
+
+
+def decisions(results: SuiteResults) -> dict[str, Decision]:
+    """Return what the records say of every claim of a suite, by name."""
+    return {name: decide(results, name) for name in results.suite.claims}
+
+
+def claim_table(results: SuiteResults) -> pd.DataFrame:
+    """Return one row per claim for people: the sentence, its criterion, the difference, the verdict."""
+    rows = []
+    for decision in decisions(results).values():
+        claim = decision.claim
+        rows.append(
+            {
+                "claim": claim.says,
+                "criterion": in_words(claim),
+                "difference": estimate(decision.mean, decision.half, decision.n, "+") if decision.n else "-",
+                "verdict": decision.verdict,
+            }
+        )
+    return pd.DataFrame(rows, columns=["claim", "criterion", "difference", "verdict"])
+
+
+def in_words(claim: Claim) -> str:
+    """Return the criterion as a formula in d, such as ``"|d| < 0.02"``."""
+    return {
+        "below": f"d < {-claim.margin or 0:g}",
+        "above": f"d > {claim.margin:g}",
+        "equal": f"|d| < {claim.margin:g}",
+        "within": f"d < {claim.margin:g}",
+    }[claim.criterion]
