@@ -53,7 +53,7 @@ SCOPES = {
 _NAMES = {
     PRODUCTS: "addmm dot linear matmul mm mv addmv _scaled_mm",
     ATTENTION: """
-        baddbmm bmm masked_fill masked_fill_ sigmoid sigmoid_backward softmax _softmax
+        baddbmm bmm masked_fill masked_fill_ sigmoid sigmoid_ sigmoid_backward softmax _softmax
         _softmax_backward_data _safe_softmax""",
     NORMS: "layer_norm native_layer_norm native_layer_norm_backward",
     ELEMENTWISE: """

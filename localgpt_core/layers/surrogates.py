@@ -190,27 +190,29 @@ class FusedValueMix(MaybeExact, nn.Module):
 
 
 class SigmoidValueMixFn(LocalFunction):
-    """``apply(q, k, v, shift)``: O = A v, A = sigmoid(q k^T / sqrt(D) + shift), by its own derivative.
+    """``apply(q, k, v, bias, future)``: O = A v, A = sigmoid(q k^T / sqrt(D) + bias), by its own derivative.
 
-    q is (N, T, D), k (N, S, D), v (N, S, E), O (N, T, E); ``shift`` (T, S) is -inf where none may look.
+    q is (N, T, D), k (N, S, D), v (N, S, E), O (N, T, E); A is 0 where ``future`` (T, S) is True. The bias is
+    a number or a tensor without dimensions.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, shift: Tensor) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
         """Return O (N, T, E)."""
-        weights = torch.baddbmm(shift, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).sigmoid_()
-        ctx.save_for_backward(q, k, v, shift, weights)
+        weights = _scores(q, k, bias, future).sigmoid_()
+        ctx.bias = None if isinstance(bias, Tensor) else bias
+        ctx.save_for_backward(q, k, v, weights, future, bias if ctx.bias is None else None)
         return torch.bmm(weights, v)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return dq = dS k / sqrt(D), dk = dS^T q / sqrt(D), dv = A^T dO and that of shift, dS summed."""
-        q, k, v, shift, weights = ctx.saved_tensors
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dq = dS k / sqrt(D), dk = dS^T q / sqrt(D), dv = A^T dO and d bias, the sum of dS."""
+        q, k, v, weights, future, bias = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad = torch.bmm(grad_output, v.transpose(1, 2))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # A second derivative reaches q, k and shift through the weights.
-            weights = torch.sigmoid(torch.baddbmm(shift, q, k.transpose(1, 2), alpha=scale))
+            # A second derivative reaches q, k and the bias through the weights.
+            weights = torch.sigmoid(_scores(q, k, bias if ctx.bias is None else ctx.bias, future))
             grad = torch.ops.aten.sigmoid_backward(grad, weights)
         else:
             torch.ops.aten.sigmoid_backward(grad, weights, grad_input=grad)
@@ -218,5 +220,11 @@ class SigmoidValueMixFn(LocalFunction):
             torch.bmm(grad, k) * scale,
             torch.bmm(grad.transpose(1, 2), q) * scale,
             torch.bmm(weights.transpose(1, 2), grad_output),
-            grad.sum(dim=0) if ctx.needs_input_grad[3] else None,
+            grad.sum().to(bias.dtype) if ctx.needs_input_grad[3] else None,
+            None,
         )
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
+    shift = (q.new_zeros(future.shape) + bias).masked_fill(future, -torch.inf)
+    return torch.baddbmm(shift, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)

@@ -164,14 +164,14 @@ class SigmoidAttention(Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
         """Return the values mixed by attention."""
+        drops = self.training and self.config.dropout > 0
+        if not (self.config.ste_sigmoid or drops or recording() or in_forward_mode(q, k, v)):
+            q_NTD, k_NSD, v_NSD = as_autocast(*(y.flatten(0, -3) for y in (q, k, v)))
+            y_NTD = SigmoidValueMixFn.apply(q_NTD, k_NSD, v_NSD, self.sig_bias, future)
+            return y_NTD.view(*q.shape[:-1], v.shape[-1])
         shift = q.new_zeros(future.shape) + self.sig_bias
         if not self.config.ste_sigmoid:
-            shift = shift.masked_fill(future, -torch.inf)
-            drops = self.training and self.config.dropout > 0
-            if drops or recording() or in_forward_mode(q, k, v):
-                return self.mixed(torch.sigmoid(scored(q, k, shift)), v)
-            heads = (y.flatten(0, -3) for y in (q, k, v))
-            return SigmoidValueMixFn.apply(*as_autocast(*heads, shift)).view(*q.shape[:-1], v.shape[-1])
+            return self.mixed(torch.sigmoid(scored(q, k, shift.masked_fill(future, -torch.inf))), v)
         # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
         return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(future, 0.0), v)
 

@@ -230,7 +230,7 @@ def _measured(
             total, counted = total + loss.double() * counts, counted + counts
             if sequences:
                 right = right + (logits.argmax(dim=-1) == targets).sum()
-    return (total / counted).item(), (right / counted).item()
+    return tuple((torch.stack((total, right)) / counted).tolist())
 
 
 def seed_all(seed: int, device: torch.device) -> None:

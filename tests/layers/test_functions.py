@@ -111,6 +111,10 @@ def norm(mode):
     return lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias_param": b}, (x,))
 
 
+def sigmoid_mix(q, k, v, bias):
+    return SigmoidValueMixFn.apply(q, k, v, bias, torch.ones(T, S, dtype=torch.bool).triu(1))
+
+
 def plain_convolution(x, weight, bias):
     return functional.conv2d(x, weight, bias, (1, 2), 1, groups=2)
 
@@ -128,7 +132,10 @@ CASES = {
         "refused-heads": (SoftmaxValueMix.apply, (x(B, 2, T, S), x(B, 2, S, D, seed=1))),
     },
     "SigmoidValueMixFn": {
-        "": (SigmoidValueMixFn.apply, (x(B, T, D), x(B, S, D, seed=1), x(B, S, V, seed=2), x(T, S))),
+        "": (
+            sigmoid_mix,
+            (x(B, T, D), x(B, S, D, seed=1), x(B, S, V, seed=2), normal(1, seed=3)[0].requires_grad_()),
+        ),
     },
     "LayerNormSurrogateFunction": {
         "projected": (norm("projected"), (x(), x(C, seed=1), x(C, seed=2))),

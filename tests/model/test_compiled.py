@@ -22,7 +22,8 @@ from localgpt_core.training.step import build_model, compiled, evaluate, precisi
 # Torch's own, when it looks into its autograd Functions.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
-CASES = {f"rule-{name}": options for name, options in RULE_CASES.items()} | MODEL_CASES
+HEAD = {"method": "dfa", "dfa_granularity": "block", "dfa_norm": True, "dfa_source": "head"}
+CASES = {f"rule-{name}": options for name, options in RULE_CASES.items()} | MODEL_CASES | {"dfa-head": HEAD}
 
 
 @pytest.fixture

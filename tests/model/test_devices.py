@@ -391,4 +391,4 @@ def test_a_run_waits_for_its_device_where_a_point_of_the_curve_is_due(options, m
     assert seen == [[], left_behind, point, [], places, point]
     with Host() as host:
         run.evaluate()
-    assert host.seen == ["item"]
+    assert host.seen == ["tolist"]
