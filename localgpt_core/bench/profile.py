@@ -91,7 +91,8 @@ def profiles(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number, variant in enumerate(variants):
             say(f"profiling {variant.name}")
-            found.append(_profile(variant, preset_name, peaks, steps, traces and traces[number]))
+            trace = traces[number] if traces else None
+            found.append(_profile(variant, preset_name, peaks, steps, trace))
     return found
 
 

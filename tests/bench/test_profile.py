@@ -372,6 +372,7 @@ def test_the_command_says_what_it_profiles_and_nothing_else(tmp_path):
     assert lines[0].split() == ["ms", "per", "step", "bp", "frozen"]
     assert re.fullmatch(r"GEMM peak: [\d,.]+ GFLOP/s in float32 .*", lines[-1])
     assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == ["01-bp.json", "02-frozen.json"]
+    assert [line.split()[:1] for line in play("--profile").stdout.splitlines()[:2]] == [["ms"], ["products"]]
     done = play("--out", "rows.json")
     rows, measured_on = read_rows(tmp_path / "rows.json")
     assert [*rows] == ["bp", "frozen"] and [*measured_on["gemm_gflops"]] == ["float32"]
