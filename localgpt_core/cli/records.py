@@ -39,6 +39,9 @@ def table(
 ) -> None:
     """Print what is recorded: mean, spread and number of runs per arm, or per spec with what differs.
 
+    Below stand the claims of a suite that has some, each with its verdict and the paired difference d that
+    it is about.
+
     Runs that were made on a CPU and on a GPU stand in different rows. Losses are in nats per character,
     beside the n-gram floors of texts that are at hand and small.
     """
@@ -80,6 +83,15 @@ def table(
         print(numbers.to_csv(index=False) if csv else numbers.to_json(orient="records", indent=1), end="")
         return
     print(people.map(_on_one_line).rename(columns=_on_one_line).to_string(index=False))
+    if suite is not None and plan.claims:
+        from localgpt_core.ledger import claim_table
+        from localgpt_core.report.results import load_results
+
+        claims = claim_table(load_results(suite, preset, records=records, corpus=text)).map(_on_one_line)
+        last = claims.pop("claim")
+        widths = [claims[name].str.len().max() for name in claims]
+        for own, says in zip(claims.itertuples(index=False), last, strict=True):
+            print(*(f"{word:{width}}" for word, width in zip(own, widths, strict=True)), says, sep="  ")
     for name, orders in by_text.values():
         say(f"floors of {name}: " + ", ".join(f"{order} {loss:.3f}" for order, loss in orders.items()))
 

@@ -70,19 +70,19 @@ def decisions(results: SuiteResults) -> dict[str, Decision]:
 
 
 def claim_table(results: SuiteResults) -> pd.DataFrame:
-    """Return one row per claim for people: the sentence, its criterion, the difference, the verdict."""
+    """Return one row per claim for people: verdict, difference d with its interval, criterion, sentence."""
     rows = []
     for decision in decisions(results).values():
         claim = decision.claim
         rows.append(
             {
-                "claim": claim.says,
-                "criterion": in_words(claim),
-                "difference": estimate(decision.mean, decision.half, decision.n, "+") if decision.n else "-",
                 "verdict": decision.verdict,
+                "difference": estimate(decision.mean, decision.half, decision.n, "+") if decision.n else "-",
+                "criterion": in_words(claim),
+                "claim": claim.says,
             }
         )
-    return pd.DataFrame(rows, columns=["claim", "criterion", "difference", "verdict"])
+    return pd.DataFrame(rows, columns=["verdict", "difference", "criterion", "claim"])
 
 
 def in_words(claim: Claim) -> str:

@@ -1,10 +1,12 @@
 import math
+import sys
 
 import pandas as pd
 import pytest
 from scipy.stats import t
 from toys import toy_corpus, toy_curves, toy_record
 
+from localgpt_core.cli import commands
 from localgpt_core.experiments.claims import CRITERIA, Claim
 from localgpt_core.experiments.suites import read_suite, write_suite
 from localgpt_core.ledger import claim_table, decide, decisions
@@ -120,12 +122,24 @@ def test_the_table_is_for_people(recorded):
     table = claim_table(results)
     assert decisions(results).keys() == {"first"}
     expected = {
-        "claim": ["Feedback alignment does something."],
-        "criterion": ["|d| < 0.14"],
-        "difference": ["+0.100 ± 0.032 (n = 4)"],
         "verdict": ["holds"],
+        "difference": ["+0.100 ± 0.032 (n = 4)"],
+        "criterion": ["|d| < 0.14"],
+        "claim": ["Feedback alignment does something."],
     }
     pd.testing.assert_frame_equal(table, pd.DataFrame(expected))
+
+
+def test_the_command_shows_each_claim_below_its_arms(recorded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("localgpt_core.corpus.corpus.load_corpus", lambda name: toy_corpus())
+    recorded(SUITE.format(criterion="equal", margin=0.14))
+    words = ["localgpt", "table", str(tmp_path / "toys.toml"), "--records", str(tmp_path / "records")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert not ended.value.code and len(lines) == 1 + 2 + 1
+    assert lines[-1] == "holds  +0.100 ± 0.032 (n = 4)  |d| < 0.14  Feedback alignment does something."
 
 
 def test_criteria_in_words(recorded):
