@@ -44,6 +44,8 @@ __all__ = [
     "StraightThrough",
     "SurrogateGELU",
     "SurrogateSigmoid",
+    "masked",
+    "scored",
 ]
 
 # Where a step function for GELU's derivative is cut, and its levels between the cuts, by mode.
@@ -199,20 +201,21 @@ class SigmoidValueMixFn(LocalFunction):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
         """Return O (N, T, E)."""
-        weights = _scores(q, k, bias, future).sigmoid_()
-        ctx.bias = None if isinstance(bias, Tensor) else bias
-        ctx.save_for_backward(q, k, v, weights, future, bias if ctx.bias is None else None)
+        weights = scored(q, k, masked(q, bias, future)).sigmoid_()
+        ctx.bias, learned = (None, bias) if isinstance(bias, Tensor) else (bias, None)
+        ctx.save_for_backward(q, k, v, weights, future, learned)
         return torch.bmm(weights, v)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Return dq = dS k / sqrt(D), dk = dS^T q / sqrt(D), dv = A^T dO and d bias, the sum of dS."""
-        q, k, v, weights, future, bias = ctx.saved_tensors
+        q, k, v, weights, future, learned = ctx.saved_tensors
+        bias = ctx.bias if learned is None else learned
         scale = q.shape[-1] ** -0.5
         grad = torch.bmm(grad_output, v.transpose(1, 2))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # A second derivative reaches q, k and the bias through the weights.
-            weights = torch.sigmoid(_scores(q, k, bias if ctx.bias is None else ctx.bias, future))
+            weights = torch.sigmoid(scored(q, k, masked(q, bias, future)))
             grad = torch.ops.aten.sigmoid_backward(grad, weights)
         else:
             torch.ops.aten.sigmoid_backward(grad, weights, grad_input=grad)
@@ -225,6 +228,13 @@ class SigmoidValueMixFn(LocalFunction):
         )
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
-    shift = (q.new_zeros(future.shape) + bias).masked_fill(future, -torch.inf)
-    return torch.baddbmm(shift, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+def scored(q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
+    """Return the scores q k^T / sqrt(D) + shift, (..., T, S); ``shift`` is (T, S)."""
+    q_NTD, k_NSD = q.flatten(0, -3), k.flatten(0, -3)
+    scores = torch.baddbmm(shift, q_NTD, k_NSD.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return scores.view(*q.shape[:-2], *shift.shape)
+
+
+def masked(like: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
+    """Return a shift of scores (T, S), of the type of ``like``: the bias, and -inf where ``future`` is."""
+    return (like.new_zeros(future.shape) + bias).masked_fill(future, -torch.inf)

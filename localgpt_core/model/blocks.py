@@ -27,6 +27,8 @@ from localgpt_core.layers.surrogates import (
     SigmoidValueMixFn,
     SurrogateGELU,
     SurrogateSigmoid,
+    masked,
+    scored,
 )
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
@@ -145,7 +147,7 @@ class SoftmaxAttention(Attention, MaybeExact):
             causal = T == S and q.device.type != "cpu"
             mask = None if causal else ~future
             return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
-        scores = scored(q, k, q.new_zeros(future.shape).masked_fill(future, -torch.inf))
+        scores = scored(q, k, masked(q, 0.0, future))
         if self.fused is not None:
             # A copy as of the others, where these are copied: a view of all three would keep all three.
             return self.fused(scores, v.flatten(0, -3).view(v.shape))
@@ -169,18 +171,11 @@ class SigmoidAttention(Attention):
             q_NTD, k_NSD, v_NSD = as_autocast(*(y.flatten(0, -3) for y in (q, k, v)))
             y_NTD = SigmoidValueMixFn.apply(q_NTD, k_NSD, v_NSD, self.sig_bias, future)
             return y_NTD.view(*q.shape[:-1], v.shape[-1])
-        shift = q.new_zeros(future.shape) + self.sig_bias
         if not self.config.ste_sigmoid:
-            return self.mixed(torch.sigmoid(scored(q, k, shift.masked_fill(future, -torch.inf))), v)
+            return self.mixed(torch.sigmoid(scored(q, k, masked(q, self.sig_bias, future))), v)
+        shift = q.new_zeros(future.shape) + self.sig_bias
         # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
         return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(future, 0.0), v)
-
-
-def scored(q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
-    """Return the scores q k^T / sqrt(D) + shift, (..., T, S); ``shift`` is (T, S)."""
-    q_NTD, k_NSD = q.flatten(0, -3), k.flatten(0, -3)
-    scores = torch.baddbmm(shift, q_NTD, k_NSD.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-    return scores.view(*q.shape[:-2], *shift.shape)
 
 
 ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}

@@ -31,8 +31,7 @@ from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     compiled,
-    evaluate,
-    evaluate_answers,
+    evaluation,
     training_step,
 )
 
@@ -224,12 +223,10 @@ class RunState:
 
     def evaluate(self) -> float:
         """Measure the validation loss, add it to the curve and return it; of answers, the accuracy too."""
-        measured = (self.model, self.val, self.config, self.stepped, self.step)
-        if self.corpus.sequences:
-            loss, accuracy = evaluate_answers(*measured, self.corpus.sequences)
+        sequences = self.corpus.sequences
+        loss, accuracy = evaluation(self.model, self.val, self.config, self.stepped, self.step, sequences)
+        if sequences:
             self.curves["val_accuracy"].append(accuracy)
-        else:
-            loss = evaluate(*measured)
         self.curves["val_step"].append(self.step)
         self.curves["val_loss"].append(loss)
         return loss

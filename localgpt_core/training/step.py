@@ -31,7 +31,7 @@ __all__ = [
     "build_optimizer",
     "compiled",
     "evaluate",
-    "evaluate_answers",
+    "evaluation",
     "is_anchor",
     "learning_rate",
     "model_without_numbers",
@@ -168,7 +168,20 @@ def evaluate(
     stepped: nn.Module | None = None,
     step: int | None = None,
 ) -> float:
-    """Return the mean cross-entropy of ``ids`` in nats per character, always over the same windows.
+    """Return the mean cross-entropy of ``ids`` in nats per character; see `evaluation`."""
+    return evaluation(model, ids, train_config, stepped, step)[0]
+
+
+@torch.no_grad()
+def evaluation(
+    model: LocalGPT,
+    ids: np.ndarray | Tensor,
+    train_config: TrainConfig,
+    stepped: nn.Module | None = None,
+    step: int | None = None,
+    sequences: Sequences | None = None,
+) -> tuple[float, float]:
+    """Return the mean cross-entropy in nats and the accuracy, always over the same windows of ``ids``.
 
     The text is cut into W windows of ``block_size`` that do not overlap, and what is left; every character
     but the first is predicted once, from what precedes it in its window. With n batches of B windows,
@@ -176,38 +189,13 @@ def evaluate(
     ``step``, which says n by ``eval_between``, or the last one, of n = ``eval_iters``. The model's mode is
     restored.
 
+    With ``sequences`` every window is one of them, and the means are over their answers: accuracy is the
+    share of these that have the largest logit; of equal logits the first character's counts. Without, the
+    accuracy is not measured, and 0.
+
     ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
     graph more for each such size. What is left over has other shapes: the model itself takes it.
     """
-    return _measured(model, ids, train_config, stepped, step)[0]
-
-
-def evaluate_answers(
-    model: LocalGPT,
-    ids: np.ndarray | Tensor,
-    train_config: TrainConfig,
-    stepped: nn.Module | None,
-    step: int | None,
-    sequences: Sequences,
-) -> tuple[float, float]:
-    """Return the mean cross-entropy of the answers of ``ids``, in nats per answer, and their accuracy.
-
-    That is the share of the answers that have the largest logit; of equal logits the first character's
-    counts. The rest is as in `evaluate`, and every window is a sequence.
-    """
-    return _measured(model, ids, train_config, stepped, step, sequences)
-
-
-@torch.no_grad()
-def _measured(
-    model: LocalGPT,
-    ids: np.ndarray | Tensor,
-    train_config: TrainConfig,
-    stepped: nn.Module | None,
-    step: int | None,
-    sequences: Sequences | None = None,
-) -> tuple[float, float]:
-    """Return the mean loss of the targets that count and, with ``sequences``, the share that is right."""
     device = next(model.parameters()).device
     block_size = model.config.block_size
     x, y, x_rest, y_rest = windows(ids, block_size, sequences)

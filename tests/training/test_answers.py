@@ -22,7 +22,7 @@ from localgpt_core.training import load_checkpoint, train
 from localgpt_core.training import step as steps
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import lengthened
-from localgpt_core.training.step import build_model, evaluate, evaluate_answers
+from localgpt_core.training.step import build_model, evaluate, evaluation
 
 SIXES = Sequences(period=6, answers=(3, 5), chance=0.5, guess=0.7)
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 5, "vocab_size": 4, "dropout": 0.0}
@@ -89,7 +89,7 @@ def test_an_evaluation_counts_answers_by_hand(monkeypatch, eval_tokens):
             answer = corpus.val[6 * b + place].item()
             losses.append(-logits[b, place - 1].log_softmax(0)[answer].item())
             right += logits[b, place - 1].argmax().item() == answer
-    loss, accuracy = evaluate_answers(model, corpus.val, config, None, None, SIXES)
+    loss, accuracy = evaluation(model, corpus.val, config, None, None, SIXES)
     assert loss == pytest.approx(sum(losses) / 8, rel=1e-12)
     assert accuracy == right / 8
     assert evaluate(model, corpus.val, config) != loss
@@ -100,7 +100,7 @@ def test_a_run_on_answers_learns_them_and_has_their_accuracy(tmp_path):
     result = train(model_of(n_embd=16), config, sixes(), checkpoint=tmp_path / "c.safetensors")
     assert len(result.curves["val_accuracy"]) == len(result.curves["val_step"]) == 4
     assert result.curves["val_accuracy"][-1] == 1.0 and result.curves["val_loss"][-1] < 0.1
-    found = evaluate_answers(result.model, sixes().val, config, None, None, SIXES)
+    found = evaluation(result.model, sixes().val, config, None, None, SIXES)
     assert found == (result.curves["val_loss"][-1], result.curves["val_accuracy"][-1])
     assert load_checkpoint(tmp_path / "c.safetensors").progress["curves"] == result.curves
 
