@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import make_batch, make_model, normal
 from torch import nn
-from torch.autograd import forward_ad, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional
 
 import localgpt_core
@@ -179,6 +179,15 @@ def test_a_second_derivative_is_right_or_refused_by_name(use):
                 torch.autograd.grad(grad.sum() + sum(t.sum() for t in inputs), wanted, retain_graph=True)
             with pytest.raises(RuntimeError, match=name):
                 grad.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["SoftmaxValueMixLocalFn-refused", "SigmoidValueMixFn-", "LayerNormSurrogateFunction-projected"],
+)
+def test_a_backward_pass_that_claims_to_be_the_derivative_is(use):
+    _, function, inputs = USES[use]
+    assert gradcheck(function, inputs)
 
 
 @every_use
