@@ -9,7 +9,9 @@ from toys import toy_corpus, toy_record, toy_spec
 
 from localgpt_core.common.validation import Refusal
 from localgpt_core.config import PRESETS
+from localgpt_core.corpus import load_corpus
 from localgpt_core.corpus.corpus import SHA256
+from localgpt_core.corpus.recall import HOPS
 from localgpt_core.experiments.scheduler import missing_runs
 from localgpt_core.experiments.suites import as_toml, read_config, read_suite, write_suite
 from localgpt_core.records import load_records, read_record
@@ -272,7 +274,8 @@ def test_only_runs_without_a_record_are_missing_and_broken_ones_are_tried_again(
 # The book's suites and records
 
 SUITES = sorted((BOOK / "suites").glob("*.toml"))
-CORPORA = {name: SimpleNamespace(name=name, vocab_size=65, sha256=SHA256[name]) for name in SHA256}
+PLAYS = {name: SimpleNamespace(name=name, vocab_size=65, sha256=SHA256[name]) for name in SHA256}
+CORPORA = PLAYS | {name: load_corpus(name) for name in HOPS}
 
 
 def plans(path, preset=None):

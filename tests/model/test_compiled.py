@@ -107,7 +107,7 @@ def test_a_run_is_compiled_once_for_each_kind_of_step_and_of_evaluation(model, c
 
 
 def test_the_tenth_run_of_a_process_is_compiled_too(graphs, monkeypatch):
-    monkeypatch.setattr(run_state, "evaluate", lambda *args: 1.0)
+    monkeypatch.setattr(run_state, "evaluation", lambda *args: (1.0, 0.0))
     config = toy_train(steps=1, compile=True)
     for number in range(1, 11):
         train(toy_model(n_embd=8 * number), config, toy_corpus())

@@ -636,7 +636,7 @@ def test_a_record_names_the_commit_that_the_environment_names(package, monkeypat
 
 def test_a_record_has_the_numbers_of_its_run(monkeypatch):
     losses = iter([3.5, 2.5, 3.0, 2.0, 2.75])
-    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    monkeypatch.setattr(run_state, "evaluation", lambda *args: (next(losses), 0.0))
     spec = dataclasses.replace(toy_spec(method="dfa"), train=toy_train(anchor_interval=7))
     record, result = execute(spec, toy_corpus())
     assert (record.final_val_loss, record.best_val_loss) == (2.75, 2.0)
@@ -649,7 +649,7 @@ def test_a_record_has_the_numbers_of_its_run(monkeypatch):
 @pytest.mark.parametrize("end, best", [(2.75, 2.75), (math.nan, None)])
 def test_the_best_loss_is_of_what_was_measured_as_the_last_one_is(monkeypatch, end, best):
     losses = iter([3.5, 2.5, 3.0, 2.0, end])
-    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    monkeypatch.setattr(run_state, "evaluation", lambda *args: (next(losses), 0.0))
     spec = dataclasses.replace(toy_spec(), train=toy_train(eval_between=1))
     record, _ = execute(spec, toy_corpus())
     kept = RunRecord.from_json(record.to_json())

@@ -536,7 +536,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(tmp_path, lr):
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(monkeypatch):
     losses = iter([3.0, 2.5, math.nan])
-    monkeypatch.setattr(run_state, "evaluate", lambda *args: next(losses))
+    monkeypatch.setattr(run_state, "evaluation", lambda *args: (next(losses), 0.0))
     result = train(toy_model(), toy_train(), toy_corpus())
     assert (result.status, result.steps_done) == ("diverged", 10)
     assert result.best_val_loss == 2.5 and math.isnan(result.final_val_loss)
@@ -1036,7 +1036,7 @@ def test_times_are_those_of_every_part_of_a_resumed_run(monkeypatch, tmp_path):
     step = run_state.training_step
     monkeypatch.setattr(run_state, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(run_state, "training_step", taking(2.0, step))
-    monkeypatch.setattr(run_state, "evaluate", taking(5.0, run_state.evaluate))
+    monkeypatch.setattr(run_state, "evaluation", taking(5.0, run_state.evaluation))
     report = interrupt_at_report(7, "train_loss")
     first = train(toy_model(), config, toy_corpus(), checkpoint=path, report=report)
     assert (first.steps_done, first.wall_time_s) == (7, 7 * 2 + 2 * 5)
@@ -1067,7 +1067,7 @@ def test_a_run_that_stops_early_counts_the_anchors_it_took():
 
 
 def test_without_a_finite_validation_loss_there_is_no_best_one(monkeypatch):
-    monkeypatch.setattr(run_state, "evaluate", lambda *args: math.inf)
+    monkeypatch.setattr(run_state, "evaluation", lambda *args: (math.inf, 0.0))
     result = train(toy_model(), toy_train(), toy_corpus())
     assert (result.status, result.steps_done) == ("diverged", 0) and math.isnan(result.best_val_loss)
 
