@@ -21,6 +21,10 @@ class TrainConfig:
     With ``anchor_only`` a step that is no anchor is a forward pass without gradients: weights, feedback and
     the optimiser's moments stay, the schedule goes on, and its loss is one of the training curve.
 
+    With ``noise_start`` the model is first trained by its rule to predict random characters from random ones,
+    both uniform, in a run of that many steps, after which the optimiser's moments are dropped: weights that
+    align to fixed feedback do so before there is data (Cheon, Lee and Paik 2024).
+
     Each field's meaning is in its metadata and in ``localgpt train --help``. Everything here can change the
     result; where and how fast a run goes (device, threads) is not here.
 
@@ -77,6 +81,12 @@ class TrainConfig:
         "control: the anchors are the only steps taken; of the others the loss is computed and nothing moves",
         needs=("needs anchor_interval of at least 2", lambda config: config.anchor_interval > 1),
     )
+    noise_start: int = option(
+        0,
+        "steps of a run of its own on random characters, before the first step",
+        minimum=0,
+        maximum=MOST_STEPS,
+    )
     vq_start: int = option(
         0,
         "steps before the codebook is in use (and, with kmeans, fitted)",
@@ -106,10 +116,13 @@ class TrainConfig:
 def check_run(model: LocalGPTConfig, train: TrainConfig) -> None:
     """Raise ``ValueError`` for what either configuration allows and both together do not.
 
-    These are frozen blocks that are not there, anchors beside other steps of a model whose every step is
-    exact, a late start of no codebook, and more codes than the tokens that they would be fitted to.
+    These are frozen blocks that are not there, noise for codes to quantise, anchors beside other steps of a
+    model whose every step is exact, a late start of no codebook, and more codes than the tokens that they
+    would be fitted to.
     """
     block_numbers("freeze_blocks", train.freeze_blocks, model.n_layer)
+    allowed = "must be 0 with vq_codes, which noise would collapse"
+    require(not (train.noise_start and model.vq_codes), "noise_start", train.noise_start, allowed)
     anchors, allowed = train.anchor_interval, "has no effect where every derivative is exact"
     require(train.anchor_only or not (anchors and model.is_exact), "anchor_interval", anchors, allowed)
     allowed = "has no effect without vq_codes"

@@ -1,20 +1,22 @@
-"""What a run needs of its text and of the compiler, held to before its first step."""
+"""What comes before the first step: the text and the compiler are held to what the run needs, and noise."""
 
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.modes import evaluation_mode
+from localgpt_core.common.seeds import generator, seed_from
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig, check_run
 from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.training.step import precision
+from localgpt_core.training.step import build_optimizer, precision, training_step
 
-__all__ = ["check_compiled", "check_corpus"]
+__all__ = ["check_compiled", "check_corpus", "train_on_noise"]
 
 # How far a compiled gradient may be off, relative to its size: it is rounded at other places. A derivative
 # that is lost, or another one, is off by about its size. Half precision also chooses other winners or codes.
@@ -80,6 +82,23 @@ def check_compiled(
         allowed = f"gives {name} a gradient that is off by {off:.2g} of its size, and may be by {most}: "
         allowed += "run without it, or with another version of torch"
         require(bool(off <= most), "compile", True, allowed)
+
+
+def train_on_noise(model: LocalGPT, stepped: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Train ``model``, whose compiled form ``stepped`` may be, on noise: a run of ``noise_start`` steps.
+
+    Every input and every target is one of the characters, each as likely as the others and drawn by itself.
+    The run is that of ``config`` but for its length: rule, size of a batch, warm-up and decay, with an
+    optimiser of its own; none of its steps is an anchor.
+    """
+    seed = seed_from(config.seed, "noise")
+    changes = {"seed": seed, "steps": config.noise_start, "anchor_interval": 0, "anchor_only": False}
+    config = replace(config, **changes)
+    optimizer = build_optimizer(model, config)
+    size = (2, config.batch_size, model.config.block_size)
+    for step in range(config.steps):
+        drawn = torch.randint(model.config.vocab_size, size, generator=generator(seed, step))
+        training_step(stepped, optimizer, config, *drawn.to(device), step)
 
 
 def _gradients(

@@ -23,7 +23,7 @@ from localgpt_core.measure.cost import (
 )
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.training.before import check_compiled
+from localgpt_core.training.before import check_compiled, train_on_noise
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval, no_points
 from localgpt_core.training.step import (
@@ -59,8 +59,8 @@ class TrainResult:
         tokens_per_s: Training tokens per second, evaluation apart.
         peak_memory_mib: `localgpt_core.measure.peak_memory_mib` since the run, or its resumed part, began.
         flops_per_token: Matmul FLOPs of all training, divided by its tokens: every step of the run as
-            planned, alignment of the feedback before the first one, and a fit of codes. A step that
-            ``anchor_only`` skips is the forward pass of its loss.
+            planned, noise and alignment of the feedback before the first one, and a fit of codes. A step
+            that ``anchor_only`` skips is the forward pass of its loss.
         anchor_steps: How many of the steps were anchors.
         diagnostics: What the rule did over training, see `localgpt_core.measure`; empty unless asked for.
         interrupted: Whether Ctrl-C was pressed, be it too late to stop this run.
@@ -88,8 +88,8 @@ class TrainResult:
 class RunState:
     """The state of a run between two steps, and how it is advanced, measured and saved.
 
-    It starts at step 0, with the alignment of the feedback and the fit of the codes that the configuration
-    asks for, or takes over the state of ``checkpoint``, in which both are done.
+    It starts at step 0, with the noise, the alignment of the feedback and the fit of the codes that the
+    configuration asks for, or takes over the state of ``checkpoint``, in which they are done.
 
     Raises:
         ValueError: If the checkpoint belongs to another run.
@@ -133,6 +133,8 @@ class RunState:
 
     def _start(self) -> None:
         """Do what comes before the first step."""
+        if self.config.noise_start:
+            train_on_noise(self.model, self.stepped, self.config, self.device)
         for i in range(self.model.config.fa_grape_start):
             self.model.align_feedback(self.config.seed, "start", i, idx=self.batch(i)[0])
         self._quantise_when_due()
@@ -147,7 +149,7 @@ class RunState:
     def _flops(self) -> int:
         """Return the matmul FLOPs of the whole run, evaluation apart."""
         model, config, (idx, targets) = self.model, self.config, self.batch(0)
-        total = 0
+        total = config.noise_start * step_flops(model, idx, targets) if config.noise_start else 0
         if model.config.fa_grape_start:
             total += model.config.fa_grape_start * alignment_flops(model, idx)
         if model.config.vq_init == "kmeans":

@@ -158,6 +158,7 @@ TRAIN_REFUSALS = {
             "anchor_only=True: needs anchor_interval of at least 2",
         ),
     ],
+    "noise_start": [({"noise_start": -1}, "noise_start=-1: must be an integer of at least 0")],
     "vq_start": [
         ({"vq_start": -1}, "vq_start=-1: must be an integer of at least 0"),
         ({"vq_start": 9, "steps": 9}, "vq_start=9: must be an integer of at least 0 and at most 8"),

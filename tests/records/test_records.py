@@ -103,6 +103,7 @@ CHANGES = {
     "freeze_blocks": ({"n_layer": 2}, "0"),
     "anchor_interval": ({"method": "fa"}, 5),
     "anchor_only": ({"anchor_interval": 5, "method": "fa"}, True),
+    "noise_start": ({"method": "fa"}, 3),
     "precision": ({}, "float64"),
     "compile": ({}, True),
 }

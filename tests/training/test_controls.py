@@ -1,5 +1,6 @@
-"""What a rule is held against: blocks that stay as they were drawn, and the anchors alone."""
+"""What a rule is held against: blocks that stay as they were drawn, the anchors alone, and noise first."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,8 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import interrupt_after, toy_corpus, toy_model, toy_train
 
 from localgpt_core import RULES, LocalGPTConfig, RunRecord, TrainConfig, describe, train
+from localgpt_core.common.seeds import generator, seed_from
 from localgpt_core.experiments.execution import execute
 from localgpt_core.records.specs import RunSpec
+from localgpt_core.training import before
+from localgpt_core.training.before import train_on_noise
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.state import RunState
 from localgpt_core.training.step import (
@@ -240,3 +244,83 @@ def test_a_record_of_the_anchors_alone_is_read_again(tmp_path):
     spec = RunSpec(toy_model(), config, corpus.name, corpus.sha256)
     record, _ = execute(spec, corpus, out=tmp_path)
     assert RunRecord.from_json(record.to_json()).anchor_steps == 2
+
+
+# ------------------------------------------------------------ noise first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "kp", "fa_grape": True, "dropout": 0.2},
+        {"method": "dkp"},
+        {"method": "fa", "fa_grape": True, "fa_grape_start": 2},
+    ],
+    ids=str,
+)
+def test_noise_comes_before_everything_and_is_a_run_of_its_own(options):
+    config = toy_train(noise_start=9, warmup=4, lr=1e-2, anchor_interval=2 if options else 0)
+    model, noise = build_model(toy_model(**options), config), toy_train(steps=9, warmup=4, lr=1e-2)
+    noise = dataclasses.replace(noise, seed=seed_from(config.seed, "noise"))
+    optimizer = build_optimizer(model, noise)
+    for step in range(9):
+        source = generator(noise.seed, step)
+        drawn = torch.randint(toy_corpus().vocab_size, (2, config.batch_size, 7), generator=source)
+        training_step(model, optimizer, noise, *drawn, step)
+    run = RunState(toy_model(**options), config, toy_corpus(), CPU)
+    for i in range(options.get("fa_grape_start", 0)):
+        model.align_feedback(config.seed, "start", i, idx=run.batch(i)[0])
+    assert not moved(run.model.state_dict(), model.state_dict())
+    assert moved(run.model.state_dict(), build_model(toy_model(**options), config).state_dict())
+    assert run.step == 0 and not run.optimizer.state_dict()["state"]
+
+
+def test_noise_is_uniform_and_its_targets_are_not_its_inputs(monkeypatch):
+    seen, step = [], before.training_step
+    monkeypatch.setattr(before, "training_step", lambda *args: (seen.append(args[3:5]), step(*args))[1])
+    RunState(toy_model(), toy_train(noise_start=400), toy_corpus(), CPU)
+    symbols = toy_corpus().vocab_size
+    inputs, targets = (torch.stack(part).flatten() for part in zip(*seen, strict=True))
+    for drawn in (inputs, targets):
+        expected = len(drawn) / symbols
+        assert (drawn.bincount(minlength=symbols) - expected).abs().max() < 5 * expected**0.5
+    together = (inputs * symbols + targets).bincount(minlength=symbols**2)
+    expected = len(inputs) / symbols**2
+    assert (together - expected).abs().max() < 5 * expected**0.5
+
+
+@pytest.mark.parametrize(("size", "sign"), [(1.0, -1), (20.0, 1)])
+def test_noise_turns_the_head_towards_its_feedback_only_where_there_is_much_to_unlearn(size, sign):
+    """To unlearn large first logits is an error that lasts; noise is one against what the last noise left."""
+    config = toy_train(steps=300, noise_start=300, lr=3e-3, batch_size=8)
+    model = build_model(toy_model(method="fa", n_embd=32, block_size=32), config)
+    head = model.head
+
+    def cosine():
+        return torch.cosine_similarity(head.weight.flatten(), head.feedback_weight.flatten(), 0).item()
+
+    with torch.no_grad():
+        head.weight.mul_(size)
+    start = cosine()
+    train_on_noise(model, model, config, CPU)
+    assert abs(start) < 0.1 and sign * (cosine() - start) > 0.02
+
+
+def test_noise_is_work_of_the_run_and_not_repeated_when_it_is_resumed(tmp_path, monkeypatch):
+    without, config = toy_train(), toy_train(noise_start=10)
+    model = toy_model(method="fa", dropout=0.1)
+    plain, run = (RunState(model, c, toy_corpus(), CPU).flops_per_token for c in (without, config))
+    assert run == pytest.approx(1.5 * plain, rel=1e-12)  # 20 steps, and 10
+    whole, path = train(model, config, toy_corpus()), tmp_path / "c"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        train(model, config, toy_corpus(), checkpoint=path, resume=True)
+    monkeypatch.setattr(before, "training_step", None)
+    found = train(model, config, toy_corpus(), checkpoint=path, resume=True)
+    assert found.curves == whole.curves and not moved(whole.model.state_dict(), found.model.state_dict())
+
+
+def test_noise_and_codes_do_not_go_together():
+    with pytest.raises(ValueError, match="noise_start=3: must be 0 with vq_codes"):
+        RunState(toy_model(vq_codes=4), toy_train(noise_start=3), toy_corpus(), CPU)
