@@ -20,6 +20,7 @@ from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import DEVICES
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
+from localgpt_core.evidence.noise import Noise, ends, rounding_noise
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.report.tables import (
@@ -52,6 +53,7 @@ class SuiteResults:
         corpus: Its text, for `floors`; None where these results were put together by hand.
         device: The kind of device that its runs were made on.
         elsewhere: Number of runs that are recorded, but were made on another kind, and are not shown.
+        noise: What rounding alone does to runs of the preset and the corpus; None where it is not recorded.
 
     Raises:
         ValueError: If the runs of an arm differ in more than their seed, such as the kind of their device.
@@ -65,6 +67,7 @@ class SuiteResults:
     corpus: Corpus | None = None
     device: str = "cpu"
     elsewhere: int = 0
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         for arm, digests in self.runs.groupby("arm", sort=False)["digest"]:
@@ -79,15 +82,11 @@ class SuiteResults:
 
     def label(self, arm: str) -> str:
         """Return the label of an arm; ``ValueError`` if the suite has no such arm."""
-        require(arm in self.labels, "arm", arm, "allowed are " + ", ".join(self.labels))
+        require(arm in self.labels, "arm", arm, f"allowed are {', '.join(self.labels)}")
         return self.labels[arm]
 
     def of_arm(self, arm: str) -> Iterator[RunRecord]:
-        """Yield the records of an arm, by seed.
-
-        Raises:
-            ValueError: If the suite has no such arm.
-        """
+        """Yield the records of an arm, by seed; ``ValueError`` if the suite has no such arm."""
         self.label(arm)
         return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
 
@@ -102,8 +101,7 @@ class SuiteResults:
         Raises:
             ValueError: If the suite has no such arm.
         """
-        for name in (arm, reference):
-            self.label(name)
+        self.label(arm), self.label(reference)
         return paired_difference(self.runs, arm, reference, level)
 
     def curves(self) -> pd.DataFrame:
@@ -138,14 +136,15 @@ class SuiteResults:
     def verdict(self, arm: str, reference: str) -> str:
         """Return how ``arm`` ends against ``reference``, by the criterion of every comparison in the book.
 
-        ``"below"`` or ``"above"`` if the 95 % interval of the paired difference lies wholly on one side of
-        zero, ``"not clearly apart"`` otherwise; ``"diverged"`` or ``"reference diverged"`` if a run did,
-        with their number, ``"not enough runs"`` below three pairs.
+        That is `localgpt_core.evidence.noise.ends` of the paired difference, or why there is no verdict:
+        ``"diverged"`` or ``"reference diverged"``, with the number of such runs, ``"not enough runs"``.
         """
         mean, half, n = self.difference(arm, reference)
-        return self.undecided(arm, reference, n) or (
-            "below" if mean + half < 0 else "above" if mean - half > 0 else "not clearly apart"
-        )
+        return self.undecided(arm, reference, n) or ends(mean, half, self.floor(n))
+
+    def floor(self, n: int) -> float:
+        """Return what rounding alone does to the mean of ``n`` pairs; 0 where that is not recorded."""
+        return self.noise.floor(n) if self.noise else 0.0
 
     def undecided(self, arm: str, reference: str, n: int, needed: int = MIN_PAIRS) -> str:
         """Return why ``arm`` and ``reference`` with ``n`` pairs have no verdict; empty if they have one."""
@@ -163,14 +162,17 @@ class SuiteResults:
         undecided = self.undecided(arm, reference, n)
         if undecided:
             return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
-        ends = self.verdict(arm, reference).replace("apart", "apart from")
-        return f"{labels[0]} ends {ends} {labels[1]}: {mean:+.3f} ± {half:.3f} nats per character (n = {n})"
+        words = {"open": "too near to", "not clearly apart": "not clearly apart from"}
+        found = self.verdict(arm, reference)
+        rounding = f"; rounding: {self.floor(n):.3f}" if self.noise else ""
+        numbers = f"{mean:+.3f} ± {half:.3f} nats per character (n = {n}{rounding})"
+        return f"{labels[0]} ends {words.get(found, found)} {labels[1]}: {numbers}"
 
     def within(self, arm: str, reference: str, margin: float) -> str:
         """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.
 
-        ``"yes"`` if the whole 95 % interval of the paired difference lies below ``margin``, ``"no"`` if it
-        lies above, ``"open"`` if it contains it; a word of `verdict` where there is none.
+        ``"yes"`` if all of it lies below ``margin``, ``"no"`` if all of it lies above, else ``"open"``; or
+        why there is no verdict.
         """
         mean, half, n = self.difference(arm, reference)
         return self.undecided(arm, reference, n) or (
@@ -181,7 +183,7 @@ class SuiteResults:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
 
         Raises:
-            ValueError: If the suite has no such arm; a suite that is not the book's has to name its own.
+            ValueError: If the suite has no such arm; one that is not the book's has to name its own.
         """
         for name in (arm, worst, best):
             self.label(name)
@@ -267,10 +269,12 @@ def load_results(
     require(folder.is_dir(), "records", str(folder), allowed)
     text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
     planned = [run.spec.digest for run in suite.plan(text, preset)]
-    device = device or DEVICES[preset or suite.preset]
+    preset = preset or suite.preset
+    device = device or DEVICES[preset]
     require_choice("device", device, ("cpu", "cuda"))
     everywhere = load_records(folder)
     found = {d: r for d, r in everywhere.items() if r.environment.get("device_type", "cpu") == device}
     elsewhere = len({*planned} & (everywhere.keys() - found.keys()))
     runs = suite_runs(suite, found, text, preset)
-    return SuiteResults(suite, preset or suite.preset, runs, found, len(planned), text, device, elsewhere)
+    noise = rounding_noise(r for r in found.values() if (r.preset, r.corpus_sha256) == (preset, text.sha256))
+    return SuiteResults(suite, preset, runs, found, len(planned), text, device, elsewhere, noise)

@@ -1,19 +1,16 @@
-"""Records as tables: one row per run, one row per arm, paired differences with their interval."""
+"""Records as tables: one row per run, one row per arm."""
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # scipy.stats takes most of a second to import
 
 from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.evidence.intervals import estimate, interval, paired_difference, require_seeds_once
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.measure.diagnostics import measured_values
 from localgpt_core.records import RunRecord
@@ -104,12 +101,6 @@ def require_alike(arm: str, records: list[RunRecord]) -> None:
     require(not names, "arm", arm, f"its runs differ in {', '.join(names)} and have no mean")
 
 
-def require_seeds_once(runs: Mapping[str, Iterable[int]], name: str, field: str = "arm") -> None:
-    """Raise ``ValueError`` if ``runs``, those of ``name``, have two of one seed: they are not of one spec."""
-    twice = ", ".join(str(seed) for seed, count in Counter(runs["seed"]).items() if count > 1)
-    require(not twice, field, name, f"has several runs of seed {twice}, which have no mean")
-
-
 def run_row(arm: str, label: str, record: RunRecord) -> dict[str, object]:
     """Return the row of one run, see `suite_runs`."""
     row = {"arm": arm, "label": label, "device": record.device_type}
@@ -140,16 +131,6 @@ def as_typed(path: Path) -> str:
     if path.parts[-3:-1] == ("book", "suites"):
         return "/".join(path.parts[-3:])
     return path.name if path.is_absolute() else path.as_posix()
-
-
-def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Return mean and half-width of the t interval of the mean; the half-width is NaN below n = 2."""
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan
-    numbers = np.array(values, dtype=float)
-    half = stdtrit(n - 1, (1 + level) / 2) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return float(numbers.mean()), float(half)
 
 
 def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:
@@ -227,32 +208,6 @@ def settings_last(table: pd.DataFrame) -> pd.DataFrame:
     settings = [words.removesuffix(")") for _, _, words in parts]
     named = table.assign(arm=[name for name, _, _ in parts])
     return named.assign(settings=settings) if any(settings) else table
-
-
-def paired_difference(
-    runs: pd.DataFrame, arm: str, reference: str, level: float = 0.95
-) -> tuple[float, float, int]:
-    """Return mean, half-width of the interval and n of final loss(arm) - final loss(reference), seed by seed.
-
-    Only seeds at which both arms finished count; without any, the numbers are NaN and n is 0.
-
-    Raises:
-        ValueError: If an arm has two runs of one seed.
-    """
-    losses = {}
-    for name in (arm, reference):
-        found = runs[(runs["arm"] == name) & (runs["status"] == "finished")]
-        require_seeds_once(found, name)
-        losses[name] = found.set_index("seed")["final_val_loss"]
-    differences = (losses[arm] - losses[reference]).dropna().tolist()
-    mean, half = interval(differences, level)
-    return mean, half, len(differences)
-
-
-def estimate(mean: float, half: float, n: int, sign: str = "") -> str:
-    """Return ``"1.869 ± 0.037 (n = 3)"``; without a half-width only the mean. ``sign="+"`` shows the sign."""
-    spread = "" if math.isnan(half) else f" ± {half:.3f}"
-    return f"{mean:{sign}.3f}{spread} (n = {n})"
 
 
 def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:

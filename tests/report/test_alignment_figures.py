@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toys import toy_corpus, toy_curves, toy_record
 
+from localgpt_core.evidence import Noise
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.report import alignment_figures, results
 from localgpt_core.report import losses as figures
@@ -117,6 +118,18 @@ def test_a_comparison_in_words(found):
     assert "not clearly apart from fa" in found.compare("fa", "fa")
     with pytest.raises(ValueError, match="arm='nobody': allowed are bp, frozen body, fa"):
         found.compare("nobody", "bp")
+
+
+def test_a_difference_that_rounding_may_make_is_open_and_says_so(found):
+    """Of three pairs rounding makes up to 3.182 spread / sqrt(3): 0.0092 for 0.005, 0.0073 for 0.004."""
+    assert found.noise is None and found.floor(3) == 0.0
+    noisy, quieter = (dataclasses.replace(found, noise=Noise(spread, 3)) for spread in (0.005, 0.004))
+    assert noisy.floor(3) == pytest.approx(3.18245 * 0.005 / 3**0.5, rel=1e-5)
+    assert (noisy.verdict("close", "bp"), quieter.verdict("close", "bp")) == ("open", "above")
+    words = "close ends too near to bp: +0.009 ± 0.002 nats per character (n = 3; rounding: 0.009)"
+    assert noisy.compare("close", "bp") == words
+    assert "close ends above bp: " in quieter.compare("close", "bp")
+    assert noisy.verdict("few", "bp") == "not enough runs"
 
 
 def test_close_means_the_whole_interval(found):

@@ -76,6 +76,20 @@ def test_results_hold_what_is_recorded_and_say_where_it_is_from(book):
         found.with_fields("nonsense")
 
 
+def test_the_noise_is_measured_on_runs_of_the_same_kind_of_device(book):
+    assert load_results("toys").noise is None
+    for plain, off in zip(load_results("toys").of_arm("bp"), (0.03, -0.01), strict=True):
+        model = dataclasses.replace(plain.run_spec.model, subspace_rank=plain.run_spec.model.n_embd)
+        spec, loss = dataclasses.replace(plain.run_spec, model=model), plain.final_val_loss + off
+        curves = {**toy_curves(spec), "val_step": [0, 20], "val_loss": [4.0, loss]}
+        record = toy_record(spec, final_val_loss=loss, best_val_loss=loss, curves=curves)
+        record.write(book / "records" / "toys")
+    noise = load_results("toys").noise
+    assert (noise.pairs, noise.spread) == (2, pytest.approx((5e-4) ** 0.5))
+    on(record, "cuda").write(book / "records" / "toys")
+    assert load_results("toys").noise is None  # a single pair is left
+
+
 def test_only_finished_runs_have_a_final_loss(book):
     found = load_results("toys")
     late = next(found.of_arm("late"))

@@ -1,0 +1,20 @@
+"""What recorded runs show, and how surely.
+
+Means of seeds and paired differences with their intervals; what rounding alone does to a run, below which a
+difference says nothing; and the learning rates that were tried of one setting.
+"""
+
+from localgpt_core.evidence.intervals import estimate, interval, paired_difference
+from localgpt_core.evidence.noise import Noise, ends, rounding_noise
+from localgpt_core.evidence.rates import Search, search_of
+
+__all__ = [
+    "Noise",
+    "Search",
+    "ends",
+    "estimate",
+    "interval",
+    "paired_difference",
+    "rounding_noise",
+    "search_of",
+]
