@@ -19,11 +19,12 @@ from torch.nn import functional
 from localgpt_core.bench.peak import Peaks
 from localgpt_core.bench.plain import PlainGPT
 from localgpt_core.bench.rows import Row
+from localgpt_core.common.environment import wait_for
 from localgpt_core.common.validation import Refusal
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run, preset
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.layers.linear import LocalLinear
-from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops, wait_for
+from localgpt_core.measure.cost import alignment_in_forward_passes, peak_step_bytes, step_flops
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.training.step import build_model, build_optimizer, compiled, training_step
