@@ -34,8 +34,9 @@ from localgpt_core.report.tables import (
     suite_runs,
 )
 
-__all__ = ["SuiteResults", "book_folder", "load_results"]
+__all__ = ["SuiteResults", "book_folder", "load_results", "not_shown", "suite_results"]
 
+Records = dict[str, RunRecord]
 MIN_PAIRS = 3  # below, a comparison has no verdict
 
 
@@ -60,7 +61,7 @@ class SuiteResults:
     suite: Suite
     preset: str
     runs: pd.DataFrame
-    records: dict[str, RunRecord]
+    records: Records
     planned: int
     corpus: Corpus | None = None
     device: str = "cpu"
@@ -83,11 +84,7 @@ class SuiteResults:
         return self.labels[arm]
 
     def of_arm(self, arm: str) -> Iterator[RunRecord]:
-        """Yield the records of an arm, by seed.
-
-        Raises:
-            ValueError: If the suite has no such arm.
-        """
+        """Yield the records of an arm, by seed; ``ValueError`` if the suite has no such arm."""
         self.label(arm)
         return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
 
@@ -97,11 +94,7 @@ class SuiteResults:
         return *interval(losses), len(losses)
 
     def difference(self, arm: str, reference: str, level: float = 0.95) -> tuple[float, float, int]:
-        """Return the paired difference in final loss, the half-width of its interval and n.
-
-        Raises:
-            ValueError: If the suite has no such arm.
-        """
+        """Return mean and half-width of the paired difference in final loss, and n; raises as `of_arm`."""
         for name in (arm, reference):
             self.label(name)
         return paired_difference(self.runs, arm, reference, level)
@@ -220,8 +213,7 @@ class SuiteResults:
 
     def origin(self) -> str:
         """Return, in Markdown, what made these results: runs, seeds, device, the command to make them."""
-        others = f"made on another kind of device than {self.device} and not shown"
-        more = f" ({self.elsewhere} {others})" if self.elsewhere else ""
+        more = f" ({not_shown(self.elsewhere, self.device)})" if self.elsewhere else ""
         if self.runs.empty:
             name = as_markdown(self.suite.name)
             return f"No run of suite {name} is recorded with preset {self.preset}{more}."
@@ -266,11 +258,22 @@ def load_results(
     allowed = "no such folder; records= says where localgpt run has written"
     require(folder.is_dir(), "records", str(folder), allowed)
     text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
-    planned = [run.spec.digest for run in suite.plan(text, preset)]
+    return suite_results(suite, load_records(folder), text, preset, device)
+
+
+def suite_results(
+    suite: Suite, records: Records, corpus: Corpus, preset: str | None = None, device: str | None = None
+) -> SuiteResults:
+    """Return what ``records``, by digest, say of ``suite`` on the text ``corpus``, as `load_results` does."""
     device = device or DEVICES[preset or suite.preset]
     require_choice("device", device, ("cpu", "cuda"))
-    everywhere = load_records(folder)
-    found = {d: r for d, r in everywhere.items() if r.environment.get("device_type", "cpu") == device}
-    elsewhere = len({*planned} & (everywhere.keys() - found.keys()))
-    runs = suite_runs(suite, found, text, preset)
-    return SuiteResults(suite, preset or suite.preset, runs, found, len(planned), text, device, elsewhere)
+    planned = [run.spec.digest for run in suite.plan(corpus, preset)]
+    found = {digest: record for digest, record in records.items() if record.kind == device}
+    elsewhere = len({*planned} & (records.keys() - found.keys()))
+    runs = suite_runs(suite, found, corpus, preset)
+    return SuiteResults(suite, preset or suite.preset, runs, found, len(planned), corpus, device, elsewhere)
+
+
+def not_shown(runs: int, device: str) -> str:
+    """Return in words that so many ``runs`` are left out, as they were not made on ``device``."""
+    return f"{runs} made on another kind of device than {device} and not shown"
