@@ -31,6 +31,7 @@ from localgpt_core.training.step import build_model, build_optimizer, compiled, 
 __all__ = ["measure", "with_softmax_written_out"]
 
 WARM_UP_STEPS = 3
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "precision", "compile")
 
 Change = Callable[[LocalGPT], LocalGPT | PlainGPT]
 
@@ -69,6 +70,7 @@ class Variant:
     model: dict[str, Any] = field(default_factory=dict)
     against: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    train_against: dict[str, Any] = field(default_factory=dict)
     change: Change | None = None
     change_reference: Change | None = None
 
@@ -163,8 +165,13 @@ def variants(width: int) -> list[Variant]:
 
 
 def arms_of(suite: Suite) -> list[Variant]:
-    """Return the arms of a suite as what is measured, each against backpropagation."""
-    return [Variant(arm.name, arm.model, train=arm.train) for arm in suite.arms]
+    """Return the arms of a suite as what is measured, each against backpropagation at its own sizes."""
+    return [Variant(a.name, a.model, sizes_of(a.model), a.train, sizes_of(a.train)) for a in suite.arms]
+
+
+def sizes_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that change what any rule costs, which the reference shares."""
+    return {name: value for name, value in options.items() if name in SIZES}
 
 
 class Stepper:
@@ -249,7 +256,7 @@ def measure(
 
 def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int, peaks: Peaks) -> Row:
     model, config = preset(preset_name, variant.model, variant.train)
-    reference_model, reference_config = preset(preset_name, variant.against)
+    reference_model, reference_config = preset(preset_name, variant.against, variant.train_against)
     torch.compiler.reset()
     ours = Stepper(model, config, device, variant.change)
     reference = Stepper(reference_model, reference_config, device, variant.change_reference)
@@ -264,7 +271,9 @@ def _row(variant: Variant, preset_name: str, device: torch.device, pairs: int, p
             mine = ours.seconds()
         ratios.append(mine / theirs)
         times.append(1000 * mine)
-    low, median, high = statistics.quantiles(ratios, n=4) if pairs > 1 else [ratios[0]] * 3
+    low, median, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if pairs > 1 else [ratios[0]] * 3
+    )
     memory, flops = ours.bytes() / reference.bytes(), ours.flops()
     own = statistics.median(times)
     return Row(

@@ -22,7 +22,7 @@ NAMES = {
         "start_and_end",
     ],
     "mechanism_figures": ["code_map", "norm_fields", "places_over_training", "winner_masks"],
-    "runs": ["run_frame", "run_table"],
+    "runs": ["rates_table", "rates_tried", "run_frame", "run_table"],
     "results": ["SuiteResults", "book_folder", "load_results"],
     "style": ["HEIGHT", "WIDTH", "as_text", "draw_seeds", "legend", "look", "use_style", "visible"],
     "tables": [

@@ -7,9 +7,11 @@ from statistics import fmean
 
 import pandas as pd
 
+from localgpt_core.common.validation import require
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
+from localgpt_core.evidence.rates import search_of
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
 from localgpt_core.report.results import SuiteResults
@@ -24,7 +26,17 @@ from localgpt_core.report.tables import (
 )
 from localgpt_core.training.curves import as_the_last
 
-__all__ = ["arms_reached", "asked_for", "cheap_floors", "curves_of", "run_frame", "run_table", "with_floors"]
+__all__ = [
+    "arms_reached",
+    "asked_for",
+    "cheap_floors",
+    "curves_of",
+    "rates_table",
+    "rates_tried",
+    "run_frame",
+    "run_table",
+    "with_floors",
+]
 
 Floors = dict[str, tuple[str, dict[str, float]]]  # name and floors of a text by its SHA-256
 
@@ -109,6 +121,48 @@ def arms_reached(results: SuiteResults) -> pd.DataFrame:
         counts = {"n": len(done), "missing": len(arm.seeds) - len(own)}
         rows.append({"arm": arm.name, "label": arm.label, **counts, **numbers})
     return pd.DataFrame(rows).sort_values("best_val_loss", kind="stable", ignore_index=True)
+
+
+def rates_tried(results: SuiteResults, arms: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return one row per arm, seed and learning rate that any suite has recorded of the arm's setting.
+
+    Columns: ``arm``, ``label``, ``seed``, ``lr``, ``final_val_loss``, infinite where the run diverged;
+    ``best``, whether it is the lowest of its arm and seed; ``inside``, whether that one has a smaller and a
+    larger rate beside it.
+
+    Raises:
+        ValueError: If the suite has no such arm, or these results have no text.
+    """
+    require(results.corpus is not None, "corpus", None, "these results were made without a text")
+    plan = {run.arm.name: run.spec for run in results.suite.plan(results.corpus, results.preset)}
+    rows = []
+    for arm in results.labels if arms is None else arms:
+        label, search = results.label(arm), search_of(plan[arm], results.records.values())
+        for seed, losses in search.losses.items():
+            best, inside = search.best(seed), search.inside(seed)
+            rows += [(arm, label, seed, lr, loss, lr == best, inside) for lr, loss in losses.items()]
+    columns = ["arm", "label", "seed", "lr", "final_val_loss", "best", "inside"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def rates_table(tried: pd.DataFrame) -> pd.DataFrame:
+    """Return `rates_tried` for people: a row per rule and seed, a column per rate, a dot behind the best.
+
+    Only seeds of which three rates were tried are shown.
+    """
+    rows = []
+    for (label, seed), own in tried.groupby(["label", "seed"], sort=False):
+        if len(own) > 2:
+            found = own.set_index("lr")
+            texts = {lr: _loss_as_text(row.final_val_loss, row.best) for lr, row in found.iterrows()}
+            rows.append({"rule": label, "seed": seed} | texts)
+    rates = sorted({lr for row in rows for lr in row} - {"rule", "seed"}, key=float)
+    shown = pd.DataFrame(rows, columns=["rule", "seed", *rates]).fillna("-")
+    return shown.rename(columns={lr: f"{lr:g}" for lr in rates})
+
+
+def _loss_as_text(loss: float, best: bool) -> str:
+    return "diverged" if math.isinf(loss) else f"{loss:.3f}" + "\u00a0\u2022" * best
 
 
 Shown = list[tuple[str, RunRecord]]  # runs, each with the name of its arm

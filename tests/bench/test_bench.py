@@ -32,6 +32,7 @@ from localgpt_core.measure.cost import (
     step_bytes,
     step_flops,
 )
+from localgpt_core.training.step import build_model
 
 
 def test_plain_linears_compute_the_same_function_and_gradients():
@@ -142,6 +143,17 @@ def test_the_arms_of_a_suite_are_measured_and_kept(tmp_path):
     assert list(again) == [row.name for row in rows]
     assert again["grape"].flops == pytest.approx(rows[1].flops, rel=1e-3)
     assert measured_on["torch"] == torch.__version__
+
+
+def test_the_quartiles_of_two_pairs_lie_between_them(monkeypatch):
+    """Quartiles as of a sample of a larger population would be extrapolated, to a ratio below 0 here."""
+    seconds = iter([1.0, 1.0, 9.0, 1.0])
+    monkeypatch.setattr(bench.Stepper, "seconds", lambda stepper: next(seconds))
+    (row,) = measure("tiny", torch.device("cpu"), 2, lambda text: None, SimpleNamespace(arms=[ARM]))
+    assert 1 / 9 <= row.time_low <= row.time <= row.time_high <= 9.0
+
+
+ARM = Arm("bp", "bp", {}, {}, (1,), 0)
 
 
 def test_a_damaged_benchmark_is_named(tmp_path):
@@ -299,6 +311,27 @@ def test_what_a_variant_is_named_to_be_against_is_its_reference():
     arm = Arm("late", "late", {"method": "fa"}, {"freeze_body": True}, (1,), 0)
     (variant,) = bench.arms_of(SimpleNamespace(arms=[arm]))
     assert variant == Variant("late", {"method": "fa"}, train={"freeze_body": True})
+
+
+def test_the_arms_of_a_suite_are_held_against_backpropagation_at_their_own_sizes(tmp_path):
+    suite = tmp_path / "sizes.toml"
+    suite.write_text(
+        'question = "?"\npreset = "tiny"\nseeds = [1]\nmodel = { n_layer = 1 }\n'
+        '[arms.wide]\nmodel = { n_embd = 64, method = "fa" }\ntrain = { batch_size = 2, lr = 1.0 }\n'
+        "[arms.bp]\n"
+    )
+    wide, small = bench.arms_of(read_suite(suite))
+    assert wide.against == {"n_layer": 1, "n_embd": 64} and wide.train_against == {"batch_size": 2}
+    assert small.against == {"n_layer": 1} and small.train_against == {}
+    rows = measure("tiny", torch.device("cpu"), 2, lambda text: None, read_suite(suite))
+    assert rows[1].flops == 1.0  # the same model
+    assert rows[0].flops == pytest.approx(step_flops_of("fa", 64, 2) / step_flops_of("bp", 64, 2))
+
+
+def step_flops_of(method, width, rows):
+    model, train = preset("tiny", {"n_layer": 1, "n_embd": width, "method": method})
+    text = torch.zeros(rows, model.block_size, dtype=torch.long)
+    return step_flops(build_model(model, train), text, text)
 
 
 ROW = Row("fa", 12.3456, 1.25, 1.125, 1.5, 0.75, 0.8125, 2.375, 15012.4, 1.625, 0.3125)

@@ -13,7 +13,7 @@ from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.report import drawings, results
 from localgpt_core.report import losses as figures
 from localgpt_core.report.results import book_folder, load_results
-from localgpt_core.report.runs import arms_reached
+from localgpt_core.report.runs import arms_reached, rates_table, rates_tried
 from localgpt_core.report.tables import interval
 
 matplotlib.use("Agg")
@@ -88,6 +88,35 @@ def test_the_noise_is_measured_on_runs_of_the_same_kind_of_device(book):
     assert (noise.pairs, noise.spread) == (2, pytest.approx((5e-4) ** 0.5))
     on(record, "cuda").write(book / "records" / "toys")
     assert load_results("toys").noise is None  # a single pair is left
+
+
+def test_the_rates_of_an_arm_are_those_of_every_suite(book):
+    found = load_results("toys")
+    for arm, seed, losses in (("bp", 1, {3e-4: 2.1, 3e-3: 2.3}), ("fa", 2, {3e-3: 2.4, 1e-2: None})):
+        plain = next(r for r in found.of_arm(arm) if r.seed == seed).run_spec
+        for lr, loss in losses.items():
+            spec = dataclasses.replace(plain, train=dataclasses.replace(plain.train, lr=lr))
+            curves = {**toy_curves(spec), "val_step": [0, 20], "val_loss": [4.0, loss]}
+            changes = {"final_val_loss": loss, "best_val_loss": loss or 4.0, "curves": curves}
+            record = toy_record(spec, status="finished" if loss else "diverged", suite="rates", **changes)
+            record.write(book / "records" / "rates")
+    tried = rates_tried(load_results("toys"), ["bp", "fa"])
+    assert tried.query("best")[["arm", "seed", "lr", "inside"]].values.tolist() == [
+        ["bp", 1, 1e-3, True],
+        ["bp", 2, 1e-3, False],
+        ["fa", 1, 1e-3, False],
+        ["fa", 2, 3e-3, True],
+    ]
+    shown = rates_table(tried)
+    assert [*shown.columns] == ["rule", "seed", "0.0003", "0.001", "0.003", "0.01"]
+    assert shown.values.tolist() == [
+        ["backprop", 1, "2.100", "2.000\u00a0\u2022", "2.300", "-"],
+        ["fa", 2, "-", "2.600", "2.400\u00a0\u2022", "diverged"],
+    ]
+    with pytest.raises(ValueError, match="arm='xx'"):
+        rates_tried(found, ["xx"])
+    with pytest.raises(ValueError, match="corpus=None"):
+        rates_tried(dataclasses.replace(found, corpus=None))
 
 
 def test_only_finished_runs_have_a_final_loss(book):
