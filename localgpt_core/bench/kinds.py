@@ -60,8 +60,8 @@ _NAMES = {
         abs add add_ all any bernoulli_ bitwise_not clamp clamp_ clamp_min div div_ dropout eq erf exp fill_
         full full_like ge gelu gelu_backward gt isneginf le linalg_vector_norm log logical_not lt max maximum
         mean min minimum mul mul_ native_dropout native_dropout_backward ne neg new_full new_ones new_zeros
-        norm ones ones_like pow reciprocal rsqrt sign sqrt square std sub sub_ sum tanh tril triu triu_
-        var var_mean where zero_ zeros zeros_like""",
+        norm ones ones_like pow reciprocal rsqrt sign sqrt square std sub sub_ sum tanh tril triu var var_mean
+        where zero_ zeros zeros_like""",
     LOOKUPS: """
         embedding_backward embedding_dense_backward gather index index_put_ _index_put_impl_ index_select
         scatter scatter_ scatter_add scatter_add_ take_along_dim""",
