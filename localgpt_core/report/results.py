@@ -33,6 +33,7 @@ from localgpt_core.report.tables import (
     require_alike,
     suite_runs,
 )
+from localgpt_core.training.curves import ACCURACY
 
 __all__ = ["SuiteResults", "book_folder", "load_results"]
 
@@ -107,19 +108,22 @@ class SuiteResults:
         return paired_difference(self.runs, arm, reference, level)
 
     def curves(self) -> pd.DataFrame:
-        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
+        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss, val_accuracy.
 
-        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. Runs that
-        broke down have none.
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. The accuracy
+        is the share of the answers that are right, and NaN for a corpus without. Runs that broke down have
+        none.
         """
         rows = []
         for arm, label in self.labels.items():
             for record in (record for record in self.of_arm(arm) if record.curves):
                 spec = record.run_spec
                 step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
-                for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
-                    rows.append((arm, label, record.seed, step, step * step_tflops, loss))
-        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss"])
+                steps, losses = record.curves["val_step"], record.curves["val_loss"]
+                right = record.curves.get(ACCURACY, [math.nan] * len(steps))
+                for step, loss, share in zip(steps, losses, right, strict=True):
+                    rows.append((arm, label, record.seed, step, step * step_tflops, loss, share))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss", ACCURACY])
 
     def diagnostics(self, quantity: str) -> pd.DataFrame:
         """Return what was measured over training, tidy: arm, label, seed, step, name, value.
