@@ -110,19 +110,17 @@ class SuiteResults:
     def curves(self) -> pd.DataFrame:
         """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss, val_accuracy.
 
-        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. The accuracy
-        is the share of the answers that are right, and NaN for a corpus without. Runs that broke down have
-        none.
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations, the accuracy
+        the share of the answers that are right: NaN without answers. Runs that broke down have no curves.
         """
         rows = []
         for arm, label in self.labels.items():
-            for record in (record for record in self.of_arm(arm) if record.curves):
-                spec = record.run_spec
-                step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
-                steps, losses = record.curves["val_step"], record.curves["val_loss"]
-                right = record.curves.get(ACCURACY, [math.nan] * len(steps))
-                for step, loss, share in zip(steps, losses, right, strict=True):
-                    rows.append((arm, label, record.seed, step, step * step_tflops, loss, share))
+            for run in (record for record in self.of_arm(arm) if record.curves):
+                sizes = run.run_spec.train.batch_size * run.run_spec.model.block_size
+                right = run.curves.get(ACCURACY, [math.nan] * len(run.curves["val_step"]))
+                for step, *shown in zip(run.curves["val_step"], run.curves["val_loss"], right, strict=True):
+                    work = step * (sizes * run.flops_per_token / 1e12)
+                    rows.append((arm, label, run.seed, step, work, *shown))
         return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss", ACCURACY])
 
     def diagnostics(self, quantity: str) -> pd.DataFrame:
