@@ -1,7 +1,7 @@
 """Records as tables and figures.
 
 Rows and estimates, what the records say of a suite, the book's figures in one style, and drawings that hold
-no data. Every number of a page comes through here. A module is loaded when one of its names is asked for:
+no results. Every number of a page comes through here. A module is loaded when one of its names is asked for:
 pandas and matplotlib take their time.
 """
 
@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 NAMES = {
-    "alignment_figures": ["layer_maps", "over_training", "short_names"],
-    "drawings": ["direct_paths", "feedback_paths", "model_drawing"],
+    "alignment_figures": ["accuracy_panels", "layer_maps", "over_training", "short_names"],
+    "drawings": ["direct_paths", "feedback_paths", "model_drawing", "recall_drawing"],
     "losses": [
         "attention_maps",
         "attention_weights",

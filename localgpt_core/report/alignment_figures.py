@@ -1,16 +1,18 @@
-"""The book's figures of what a rule did over training, from the diagnostics of records."""
+"""The book's figures of what a rule did over training, from the diagnostics and accuracies of records."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from localgpt_core.report.results import SuiteResults
 from localgpt_core.report.style import WIDTH, as_text, draw_seeds, legend
+from localgpt_core.report.tables import SOLVED
 
-__all__ = ["layer_maps", "over_training", "short_names"]
+__all__ = ["accuracy_panels", "layer_maps", "over_training", "short_names"]
 
 # The places of a block in the order of the forward pass.
 PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "feedback_attn", "mlp.fc", "mlp.proj")
@@ -53,6 +55,37 @@ def over_training(
         ax.axhline(0, color="0.3", linewidth=0.9, zorder=0)
     ax.set(xlabel="training step", ylabel=ylabel)
     legend(figure, ax)
+    return figure
+
+
+def accuracy_panels(results: SuiteResults, panels: Mapping[str, Mapping[str, str]], chance: float) -> Figure:
+    """Return accuracy against step, a panel per entry of ``panels``, two to a row: title -> label -> arm.
+
+    The mean over seeds, every seed as a thin line. Dotted: ``chance``. Dashed: the share of the answers above
+    which a run has solved its task. Panels share their axes, and the first one's lines are the legend.
+
+    Raises:
+        ValueError: If the suite has no such arm.
+    """
+    curves = results.curves()
+    rows = (len(panels) + 1) // 2
+    size = (WIDTH, 0.9 + 2.1 * rows)
+    figure, axes = plt.subplots(rows, 2, sharex=True, sharey=True, squeeze=False, figsize=size)
+    for ax, (title, arms) in zip(axes.flat, panels.items(), strict=False):
+        for i, (label, arm) in enumerate(arms.items()):
+            results.label(arm)
+            draw_seeds(ax, i, label, curves[curves["arm"] == arm], "step", "val_accuracy")
+        for level, dashes in ((chance, ":"), (SOLVED, "--")):
+            ax.axhline(level, color="0.3", linewidth=0.9, linestyle=dashes, zorder=0)
+        ax.set_title(as_text(title, 30))
+        ax.set_ylim(0, 1.03)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax in axes[-1]:
+        ax.set_xlabel("training step")
+    figure.supylabel("answers that are right", fontsize="medium")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Drawings of what the code does; they hold no data.
+"""Drawings of what the code does; they hold no results.
 
 Solid blue is the signal on its way up, dashed orange the error on its way down. A filled box is a
 `LocalLinear`, whose rule decides what goes down; an empty one keeps its exact derivative. Text is large
@@ -9,8 +9,14 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.path import Path
 
-__all__ = ["direct_paths", "feedback_paths", "model_drawing"]
+from localgpt_core.common.validation import require
+from localgpt_core.corpus.recall import KEYS, RECALL, RECALL_VOCABULARY
+from localgpt_core.report.style import visible
+
+__all__ = ["direct_paths", "feedback_paths", "model_drawing", "recall_drawing"]
 
 SIZE = (7.2, 7.4)  # inches
 SIGNAL, ERROR = sns.color_palette("colorblind")[:2]
@@ -170,3 +176,51 @@ def direct_paths() -> Figure:
         ax.set_title(title, fontsize=15)
         ax.axis("off")
     return figure
+
+
+def recall_drawing(sequence: str, hops: int) -> Figure:
+    """Return a drawing of a ``sequence`` of ``recall-<hops>`` with the hops of its first query.
+
+    Above the values of the table stand their keys. An arrow above is a hop, from a query or a value to the
+    key that it names; the dashed one below takes the last value to the answer. Answers are filled.
+
+    Raises:
+        ValueError: For another sequence, such as one whose first answer takes another number of hops.
+    """
+    period, keys = RECALL.period, RECALL_VOCABULARY[1:]
+    whole = len(sequence) == period and {*sequence} <= {*RECALL_VOCABULARY}
+    require(whole, "sequence", sequence, f"must be {period} characters of {RECALL_VOCABULARY!r}")
+    places = [1 + KEYS]
+    for _ in range(hops):
+        places.append(1 + keys.index(sequence[places[-1]]))
+    query, *_, last = places
+    reached = sequence[last] == sequence[query + 1]
+    require(reached, "sequence", sequence, f"its first answer is not {hops} hops from its query")
+    figure, ax = plt.subplots(figsize=(7.2, 4.2))
+    for x, character in enumerate(visible(sequence)):
+        face, edge = (ERROR if x in RECALL.answers else "white"), (SIGNAL if x in places else GREY)
+        ax.add_patch(plt.Rectangle((x - 0.42, 0), 0.84, 1, facecolor=face, edgecolor=edge, linewidth=2))
+        _text(ax, x, 0.5, character, 18, ha="center")
+    for x, key in enumerate(keys, start=1):
+        _text(ax, x, 1.35, key, 15, ha="center", color="0.35")
+    for number, (start, end) in enumerate(zip(places, places[1:], strict=False), start=1):
+        middle = _arc(ax, start, end, 1.7, 1.1 + 0.35 * abs(end - start), SIGNAL)
+        look = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": SIGNAL, "linewidth": 2}
+        _text(ax, *middle, str(number), 13, ha="center", bbox=look)
+    _arc(ax, last, query + 1, -0.1, -1.4, ERROR)
+    for x, title in (((1 + KEYS) / 2, "table"), ((KEYS + period) / 2, "queries and answers")):
+        _text(ax, x, 6.0, title, 15, ha="center")
+    ax.set(xlim=(-0.6, period - 0.4), ylim=(-1.8, 6.4))
+    ax.axis("off")
+    return figure
+
+
+def _arc(ax: Axes, start: float, end: float, y: float, height: float, colour: object) -> Point:
+    """Draw an arrow from (start, y) to (end, y) that rises by ``height``, and return its middle."""
+    top = y + height / 0.75  # a cubic curve gets three quarters of the way to its two inner points
+    curve = Path([(start, y), (start, top), (end, top), (end, y)], [1, 4, 4, 4])
+    style = "--" if colour == ERROR else "-"
+    ax.add_patch(
+        FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=20, color=colour, lw=2, linestyle=style)
+    )
+    return (start + end) / 2, y + height

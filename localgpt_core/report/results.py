@@ -35,6 +35,7 @@ from localgpt_core.report.tables import (
     require_alike,
     suite_runs,
 )
+from localgpt_core.training.curves import ACCURACY
 
 __all__ = ["SuiteResults", "book_folder", "load_results", "suite_results"]
 
@@ -104,19 +105,20 @@ class SuiteResults:
         return paired_difference(self.runs, arm, reference, level)
 
     def curves(self) -> pd.DataFrame:
-        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss.
+        """Return the validation curves, tidy: arm, label, seed, step, tflops, val_loss, val_accuracy.
 
-        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations. Runs that
-        broke down have none.
+        The loss is in nats per character, ``tflops`` the matmul work so far in 10^12 operations, the accuracy
+        the share of the answers that are right: NaN without answers. Runs that broke down have no curves.
         """
         rows = []
         for arm, label in self.labels.items():
-            for record in (record for record in self.of_arm(arm) if record.curves):
-                spec = record.run_spec
-                step_tflops = spec.train.batch_size * spec.model.block_size * record.flops_per_token / 1e12
-                for step, loss in zip(record.curves["val_step"], record.curves["val_loss"], strict=True):
-                    rows.append((arm, label, record.seed, step, step * step_tflops, loss))
-        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss"])
+            for run in (record for record in self.of_arm(arm) if record.curves):
+                sizes = run.run_spec.train.batch_size * run.run_spec.model.block_size
+                right = run.curves.get(ACCURACY, [math.nan] * len(run.curves["val_step"]))
+                for step, *shown in zip(run.curves["val_step"], run.curves["val_loss"], right, strict=True):
+                    work = step * (sizes * run.flops_per_token / 1e12)
+                    rows.append((arm, label, run.seed, step, work, *shown))
+        return pd.DataFrame(rows, columns=["arm", "label", "seed", "step", "tflops", "val_loss", ACCURACY])
 
     def diagnostics(self, quantity: str) -> pd.DataFrame:
         """Return what was measured over training, tidy: arm, label, seed, step, name, value.

@@ -237,3 +237,24 @@ def test_a_legend_of_many_lines_stands_below_the_axes(found):
     legend(figure, ax)
     assert ax.get_legend() is None and [text.get_text() for text in figure.legends[0].texts] == list("01234")
     assert figure.get_size_inches().tolist() == pytest.approx([6, 4.6])
+
+
+def test_accuracies_have_a_panel_each_with_chance_and_what_is_solved(found):
+    shares = {1: [0.2, 0.5], 2: [0.1, 1.0], 3: [0.3, 0.9]}
+    records = dict(found.records)
+    for record in found.of_arm("fa"):
+        curves = record.curves | {"val_accuracy": shares[record.seed]}
+        records[record.digest] = dataclasses.replace(record, curves=curves)
+    answering = dataclasses.replace(found, records=records)
+    panels = {"one $hop": {"FA": "fa", "BP": "bp"}, "two": {"FA": "fa"}, "three": {"FA": "fa"}}
+    figure = alignment_figures.accuracy_panels(answering, panels, 0.25)
+    first, *_, last = figure.axes
+    assert first.get_title() == r"one \$hop" and not last.axison
+    seeds = [line.get_ydata().tolist() for line in first.lines[:3]]
+    assert seeds == [[0.2, 0.5], [0.1, 1.0], [0.3, 0.9]]
+    assert first.lines[3].get_ydata() == pytest.approx([0.2, 0.8])  # the mean of the seeds
+    levels = {line.get_linestyle(): line.get_ydata()[0] for line in figure.axes[1].lines[-2:]}
+    assert levels == {":": 0.25, "--": 0.95}
+    assert [text.get_text() for text in figure.legends[0].texts] == ["FA (n = 3)", "BP (n = 3)"]
+    with pytest.raises(ValueError, match="arm='nobody'"):
+        alignment_figures.accuracy_panels(answering, {"one": {"FA": "nobody"}}, 0.25)

@@ -68,7 +68,7 @@ def test_results_hold_what_is_recorded_and_say_where_it_is_from(book):
     assert [record.seed for record in found.of_arm("fa")] == [1, 2]
     assert "5 of 6 runs recorded, preset tiny, seeds 1, 2, on toy" in found.origin()
     assert "localgpt run book/suites/toys.toml" in found.origin()
-    assert len(found.curves()) == 10
+    assert len(found.curves()) == 10 and found.curves()["val_accuracy"].isna().all()
     assert found.with_fields("feedback_std", "lr")["feedback_std"].tolist() == [0.02] * 4 + [0.1]
     with pytest.raises(ValueError, match="arm='xx': allowed are bp, fa, late"):
         found.final_loss("xx")
@@ -202,7 +202,7 @@ def test_fields_stand_in_the_row_of_their_run(book):
 
 def test_curves_hold_every_point_of_every_run(book):
     curves = load_results("toys").curves()
-    assert list(curves.columns) == ["arm", "label", "seed", "step", "tflops", "val_loss"]
+    assert list(curves.columns) == ["arm", "label", "seed", "step", "tflops", "val_loss", "val_accuracy"]
     (point,) = curves.query("arm == 'bp' and seed == 2 and step == 20").to_dict("records")
     # The record's 5000 FLOPs for each of 20 steps of 8 sequences of 32 characters.
     assert point["tflops"] == pytest.approx(20 * 8 * 32 * 5000 / 1e12)
@@ -323,6 +323,30 @@ def test_the_drawing_copies_weights_under_backprop_only():
     texts = [[text.get_text() for text in ax.texts] for ax in drawings.feedback_paths().axes]
     assert [ax.count("copy") for ax in texts] == [2, 0]
     assert "$B_2$" in texts[1] and "$B_2$" not in texts[0]
+
+
+def test_the_drawing_of_recall_follows_the_table_from_the_first_query_to_its_answer():
+    (ax,) = drawings.recall_drawing("\ngedacbfdgcaaf", 2).axes  # the value of d is a, that of a is g
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[:14] == [*"⏎gedacbfdgcaaf"] and texts[14:21] == [*"abcdefg"]
+    ends = [arrow.get_path().get_extents().intervalx for arrow in ax.patches[14:]]
+    assert np.allclose(ends, [[4, 8], [1, 4], [1, 9]], atol=0.3)  # the head of an arrow has a width
+    assert {text.get_text(): text.get_position()[0] for text in ax.texts[21:23]} == {"1": 6.0, "2": 2.5}
+    filled = [x for x, box in enumerate(ax.patches[:14]) if box.get_facecolor() != (1, 1, 1, 1)]
+    assert filled == [9, 11, 13]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "hops", "message"),
+    [
+        ("\ngedacbfdgcaaf", 1, "its first answer is not 1 hops from its query"),
+        ("\ngedacbfdgcaa", 2, "must be 14 characters"),
+        ("\nxedacbfdgcaaf", 2, "must be 14 characters"),
+    ],
+)
+def test_what_is_no_sequence_of_recall_is_not_drawn(sequence, hops, message):
+    with pytest.raises(ValueError, match=message):
+        drawings.recall_drawing(sequence, hops)
 
 
 def test_singular_values_are_those_of_the_matrix():
