@@ -5,10 +5,11 @@ process, and the rows that keep them; the time of a step by kind of work, and it
 which the machine multiplies matrices, the measure of both.
 """
 
-from localgpt_core.bench.measuring import measure, with_softmax_written_out
+from localgpt_core.bench.measuring import measure
 from localgpt_core.bench.peak import Peaks
 from localgpt_core.bench.profile import Profile, profiles, render_profiles
 from localgpt_core.bench.rows import Row, read_rows, render, write_rows
+from localgpt_core.bench.variants import with_softmax_written_out
 
 __all__ = [
     "Peaks",

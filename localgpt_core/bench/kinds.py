@@ -49,12 +49,12 @@ SCOPES = {
 }
 
 # Products of scores and of values are batched (bmm, baddbmm), and nothing else in a step of a GPT is.
-# Copies that bring the heads together are copies.
+# Copies that bring the heads together are copies. Masks are made in place.
 _NAMES = {
     PRODUCTS: "addmm dot linear matmul mm mv addmv _scaled_mm",
     ATTENTION: """
         baddbmm bmm masked_fill masked_fill_ sigmoid sigmoid_ sigmoid_backward softmax _softmax
-        _softmax_backward_data _safe_softmax""",
+        _softmax_backward_data _safe_softmax triu_""",
     NORMS: "layer_norm native_layer_norm native_layer_norm_backward",
     ELEMENTWISE: """
         abs add add_ all any bernoulli_ bitwise_not clamp clamp_ clamp_min div div_ dropout eq erf exp fill_

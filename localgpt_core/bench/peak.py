@@ -10,6 +10,8 @@ import time
 
 import torch
 
+from localgpt_core.common.environment import wait_for
+
 __all__ = ["Peaks", "gemm_gflops"]
 
 SIZES = {"cpu": (512, 768, 1024), "cuda": (1024, 2048, 4096)}  # n, by the type of the device
@@ -29,22 +31,17 @@ def _rate(n: int, device: torch.device, dtype: torch.dtype) -> float:
     out = torch.empty_like(a)
 
     def seconds(products: int) -> float:
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(products):
             torch.mm(a, b, out=out)
-        _wait(device)
+        wait_for(device)
         return time.perf_counter() - start
 
     seconds(WARM_UP_PRODUCTS)
     products = max(1, math.ceil(SECONDS / max(seconds(1), 1e-9)))
     shortest = min(seconds(products) for _ in range(ROUNDS))
     return 2e-9 * n**3 * products / max(shortest, 1e-9)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Peaks:

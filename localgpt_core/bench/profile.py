@@ -25,8 +25,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from localgpt_core.bench.kinds import FEEDBACK, KINDS, NORMS, OPTIMISER, PRODUCTS, RANGE, STEP, spent
-from localgpt_core.bench.measuring import COMPARED, Stepper, Variant, arms_of, checked, plain_gpt
+from localgpt_core.bench.measuring import Stepper, checked
 from localgpt_core.bench.peak import Peaks
+from localgpt_core.bench.variants import COMPARED, Variant, arms_of, plain_gpt
 from localgpt_core.common.files import atomic_write
 from localgpt_core.config import preset
 from localgpt_core.experiments.suites import Suite

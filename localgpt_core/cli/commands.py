@@ -96,7 +96,8 @@ def sample(
 ) -> None:
     """Let a trained model write.
 
-    Each of several prompts is continued as it is alone, and stands below a line with its number.
+    Each of several prompts is continued by draws of its own, the first as it is alone, and stands below a
+    line with its number.
     """
     with starting():
         from localgpt_core.corpus.vocabulary import first_prompt

@@ -41,12 +41,21 @@ def plot(
     records: Records = BOOK_RECORDS,
     preset: OtherPreset = None,
     corpus: OtherCorpus = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="kind of device whose runs are drawn, cpu or cuda",
+            show_default="that of the suite's preset, or of the first record",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="PNG file to draw", show_default="in letters, on stdout")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Draw validation loss over training, the mean over seeds.
+
+    The runs of a drawing are of one kind of device; how many were made on another is said.
 
     A PNG shows every seed as well, and the n-gram floors of a text that is at hand and small.
     """
@@ -60,8 +69,11 @@ def plot(
     with starting():
         from localgpt_core.records import load_records
         from localgpt_core.report.runs import asked_for, cheap_floors, curves_of
+        from localgpt_core.report.tables import not_shown
     found = load_records(records, say)
-    shown = asked_for(what or [*found], found, preset, corpus)
+    shown, kind, elsewhere = asked_for(what or [*found], found, preset, corpus, device)
+    if elsewhere:
+        say(f"{not_shown(elsewhere, kind)}; --device {'cpu' if kind == 'cuda' else 'cuda'} draws them")
     require(len(shown) > 0, "records", str(records), "has no such record")
     curves = curves_of(shown)
     if out is None:

@@ -85,9 +85,13 @@ def table(
     print(people.map(_on_one_line).rename(columns=_on_one_line).to_string(index=False))
     if suite is not None and plan.claims:
         from localgpt_core.ledger import claim_table
-        from localgpt_core.report.results import load_results
+        from localgpt_core.report.results import suite_results
 
-        claims = claim_table(load_results(suite, preset, records=records, corpus=text)).map(_on_one_line)
+        results = suite_results(plan, found, text, preset)
+        if results.elsewhere:
+            others = f"made on another kind of device than {results.device} do not count"
+            say(f"claims: {results.elsewhere} runs {others}")
+        claims = claim_table(results).map(_on_one_line)
         last = claims.pop("claim")
         widths = [claims[name].str.len().max() for name in claims]
         for own, says in zip(claims.itertuples(index=False), last, strict=True):

@@ -1,12 +1,12 @@
 """The ground that all stand on.
 
 How a value is refused by name, how random numbers are drawn from keys, files that are whole or not there,
-what something was measured on, states of a model that end with their block, derivatives that are refused by
+what something is measured on, states of a model that end with their block, derivatives that are refused by
 name, and names that are imported when asked for. Nothing here knows of a rule or a text, and nothing of the
 package is imported.
 """
 
-from localgpt_core.common.environment import code_version, environment
+from localgpt_core.common.environment import code_version, environment, wait_for
 from localgpt_core.common.files import atomic_write, require_writable
 from localgpt_core.common.lazy import lazy_names
 from localgpt_core.common.validation import (
@@ -57,6 +57,7 @@ __all__ = [
     "require_writable",
     "seed_from",
     "set_for_a_while",
+    "wait_for",
     "watch",
     "wide",
     "without_autocast",

@@ -1,14 +1,20 @@
-"""On what, and with what, something was measured."""
+"""On what, and with what, something is measured, and when that is done."""
+
+from __future__ import annotations
 
 import os
 import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localgpt_core.common.validation import require
 
-__all__ = ["COMMIT_VARIABLE", "code_version", "environment"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["COMMIT_VARIABLE", "code_version", "environment", "wait_for"]
 
 COMMIT_VARIABLE = "LOCALGPT_COMMIT"
 TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"
@@ -30,6 +36,14 @@ def environment(device: str) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "system": platform.system(),
     }
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was given: a GPU is still at work when a call has returned."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def _cpu_name() -> str:

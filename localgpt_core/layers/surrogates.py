@@ -46,6 +46,7 @@ __all__ = [
     "SurrogateSigmoid",
     "masked",
     "scored",
+    "unseen",
 ]
 
 # Where a step function for GELU's derivative is cut, and its levels between the cuts, by mode.
@@ -194,14 +195,14 @@ class FusedValueMix(MaybeExact, nn.Module):
 class SigmoidValueMixFn(LocalFunction):
     """``apply(q, k, v, bias, future)``: O = A v, A = sigmoid(q k^T / sqrt(D) + bias), by its own derivative.
 
-    q is (N, T, D), k (N, S, D), v (N, S, E), O (N, T, E); A is 0 where ``future`` (T, S) is True. The bias is
-    a number or a tensor without dimensions.
+    q is (N, T, D), k (N, S, D), v (N, S, E), O (N, T, E); A is 0 where ``future`` (T, S) is True, for None
+    where the key comes later. The bias is a number or a tensor without dimensions.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, future: Tensor | None) -> Tensor:
         """Return O (N, T, E)."""
-        weights = scored(q, k, masked(q, bias, future)).sigmoid_()
+        weights = scored(q, k, masked(q, k, bias, future)).sigmoid_()
         ctx.bias, learned = (None, bias) if isinstance(bias, Tensor) else (bias, None)
         ctx.save_for_backward(q, k, v, weights, future, learned)
         return torch.bmm(weights, v)
@@ -215,7 +216,7 @@ class SigmoidValueMixFn(LocalFunction):
         grad = torch.bmm(grad_output, v.transpose(1, 2))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # A second derivative reaches q, k and the bias through the weights.
-            weights = torch.sigmoid(scored(q, k, masked(q, bias, future)))
+            weights = torch.sigmoid(scored(q, k, masked(q, k, bias, future)))
             grad = torch.ops.aten.sigmoid_backward(grad, weights)
         else:
             torch.ops.aten.sigmoid_backward(grad, weights, grad_input=grad)
@@ -235,6 +236,16 @@ def scored(q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
     return scores.view(*q.shape[:-2], *shift.shape)
 
 
-def masked(like: Tensor, bias: Tensor | float, future: Tensor) -> Tensor:
-    """Return a shift of scores (T, S), of the type of ``like``: the bias, and -inf where ``future`` is."""
-    return (like.new_zeros(future.shape) + bias).masked_fill(future, -torch.inf)
+def unseen(q: Tensor, k: Tensor, future: Tensor | None) -> Tensor:
+    """Return ``future`` (T, S), True where a query does not see a key.
+
+    For None that is where the key comes later, the T queries being at the last of the S positions.
+    """
+    T, S = q.shape[-2], k.shape[-2]
+    return q.new_ones(T, S, dtype=torch.bool).triu_(1 + S - T) if future is None else future
+
+
+def masked(q: Tensor, k: Tensor, bias: Tensor | float, future: Tensor | None) -> Tensor:
+    """Return a shift of scores (T, S), of the type of ``q``: the bias, and -inf where a key is `unseen`."""
+    shift = q.new_zeros(q.shape[-2], k.shape[-2]) + bias
+    return shift.masked_fill(unseen(q, k, future), -torch.inf)

@@ -15,7 +15,6 @@ from localgpt_core.measure.cost import (
     reset_peak_memory,
     step_bytes,
     step_flops,
-    wait_for,
 )
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.measure.inside import (
@@ -56,6 +55,5 @@ __all__ = [
     "step_flops",
     "token_jacobians",
     "unused_share",
-    "wait_for",
     "weight_transport",
 ]

@@ -1,4 +1,4 @@
-"""What a training step costs: matrix-multiplication FLOPs, memory, and the end of what is to be timed."""
+"""What a training step costs: matrix-multiplication FLOPs and memory."""
 
 import copy
 import math
@@ -31,7 +31,6 @@ __all__ = [
     "reset_peak_memory",
     "step_bytes",
     "step_flops",
-    "wait_for",
 ]
 
 # Linux's account of this process, and where it is told to forget the largest resident size so far.
@@ -157,12 +156,6 @@ def step_bytes(model: LocalGPT, idx: Tensor, targets: Tensor) -> int:
     """
     model = copy.deepcopy(model)
     return peak_step_bytes(lambda: model(idx, targets)[1].backward())
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until ``device`` has done what it was given: a GPU is at work when the call has returned."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

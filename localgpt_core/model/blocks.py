@@ -9,7 +9,6 @@ unless chosen otherwise.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from localgpt_core.layers.surrogates import (
     SurrogateSigmoid,
     masked,
     scored,
+    unseen,
 )
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
@@ -87,16 +87,6 @@ class Attention(nn.Module):
         self.config = config
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(self, name, local_linear(config, config.n_embd, config.n_embd, dtype))
-        ones = torch.ones(config.block_size, config.block_size, dtype=torch.bool)
-        self.register_buffer("future", ones.triu(1), persistent=False)
-        self.register_load_state_dict_post_hook(_leave_meta)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        super()._apply(fn, recurse)
-        # No state_dict brings it back where to_empty left it undefined.
-        with torch.inference_mode(self.future.is_inference()):
-            self.future.fill_(True).triu_(1)
-        return self
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:
         """Return the mixed values (B, T, C); ``cache`` holds the keys and values of earlier positions."""
@@ -112,13 +102,16 @@ class Attention(nn.Module):
                 k_BHSD = torch.cat((cache["k"], k_BHSD), dim=2)
                 v_BHSD = torch.cat((cache["v"], v_BHSD), dim=2)
             cache["k"], cache["v"] = k_BHSD, v_BHSD
-        S = k_BHSD.shape[2]
-        y_BHTD = self.mix(q_BHTD, k_BHSD, v_BHSD, self.future[S - T : S, :S])
-        y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
+        y_BTC = self.mix(q_BHTD, k_BHSD, v_BHSD).transpose(1, 2).reshape(B, T, C)
         return functional.dropout(self.o_proj(y_BTC, taps), self.config.dropout, self.training)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
-        """Return the values mixed by attention, (B, H, T, D); ``future`` (T, S) is True where masked."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor | None = None) -> Tensor:
+        """Return the values mixed by attention, (B, H, T, D).
+
+        ``future`` (T, S) is True where a query does not see a key; for None the mask is causal, the queries
+        being the last T of S positions. The causal mask is not kept as a tensor, which somebody could change:
+        a GPU's kernels are told that it is causal, and would not see the change.
+        """
         raise NotImplementedError(f"{type(self).__name__} must mix its values")
 
     def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
@@ -137,17 +130,17 @@ class SoftmaxAttention(Attention, MaybeExact):
         super().__init__(config, dtype)
         self.fused = FusedValueMix() if config.fuse_attn_local else None
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor | None = None) -> Tensor:
         """Return the values mixed by attention; fused, without dropout of the weights."""
-        dropout, (T, S) = self.config.dropout if self.training else 0.0, future.shape
+        dropout = self.config.dropout if self.training else 0.0
         # On the CPU the one that drops out is no faster, and draws other masks.
         torchs = self.fused is None and not self.exact and (dropout == 0 or q.device.type != "cpu")
         if torchs and not (recording() or in_forward_mode(q, k, v)):
-            # A GPU's kernels are much faster without a mask; there it is not asked what the buffer says.
-            causal = T == S and q.device.type != "cpu"
-            mask = None if causal else ~future
+            # A GPU's kernels are much faster without a mask. Their causal one is for as many keys as queries.
+            causal = future is None and q.shape == k.shape and q.device.type != "cpu"
+            mask = None if causal else ~unseen(q, k, future)
             return functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
-        scores = scored(q, k, masked(q, 0.0, future))
+        scores = scored(q, k, masked(q, k, 0.0, future))
         if self.fused is not None:
             # A copy as of the others, where these are copied: a view of all three would keep all three.
             return self.fused(scores, v.flatten(0, -3).view(v.shape))
@@ -164,7 +157,7 @@ class SigmoidAttention(Attention):
         self.sig_bias = nn.Parameter(torch.tensor(start, dtype=dtype)) if learned else start
         self.sigmoid = SurrogateSigmoid() if config.ste_sigmoid else nn.Sigmoid()
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor | None = None) -> Tensor:
         """Return the values mixed by attention."""
         drops = self.training and self.config.dropout > 0
         if not (self.config.ste_sigmoid or drops or recording() or in_forward_mode(q, k, v)):
@@ -172,10 +165,10 @@ class SigmoidAttention(Attention):
             y_NTD = SigmoidValueMixFn.apply(q_NTD, k_NSD, v_NSD, self.sig_bias, future)
             return y_NTD.view(*q.shape[:-1], v.shape[-1])
         if not self.config.ste_sigmoid:
-            return self.mixed(torch.sigmoid(scored(q, k, masked(q, self.sig_bias, future))), v)
-        shift = q.new_zeros(future.shape) + self.sig_bias
+            return self.mixed(torch.sigmoid(scored(q, k, masked(q, k, self.sig_bias, future))), v)
+        shift = q.new_zeros(q.shape[-2], k.shape[-2]) + self.sig_bias
         # Masked after the sigmoid: the straight-through gradient must not reach masked scores either.
-        return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(future, 0.0), v)
+        return self.mixed(self.sigmoid(scored(q, k, shift)).masked_fill(unseen(q, k, future), 0.0), v)
 
 
 ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}

@@ -45,18 +45,21 @@ def sample_texts(
     top_k: int | None = None,
     window: str = "exact",
 ) -> list[str]:
-    """Return every prompt continued by the model, each as it is continued alone.
+    """Return every prompt continued by the model, each by draws of its own.
 
-    Prompts of one length are one batch, in which each draws from a generator of its own, of the same
-    ``seed``. What the batch rounds in another way than a single text is in float32 the seventh digit of a
-    probability: a draw that was that close may become another.
+    Prompt i draws from a generator of the key ``(seed, "sample", i)``, the first from that of ``(seed,
+    "sample")``, which a single prompt has: the first text is the one that its prompt gets alone, and the
+    same prompt again gets another. No text depends on what the other prompts are.
+
+    Prompts of one length are one batch. What the batch rounds in another way than a single text is in float32
+    the seventh digit of a probability: a draw that was that close may become another.
 
     Args:
         model: The model.
         vocabulary: The characters that it was trained on, sorted.
         prompts: Texts of at least one character.
         characters: How many to write after each.
-        seed: Of the draws.
+        seed: Of the draws of all prompts.
         temperature: As in `LocalGPT.generate`, like the two that follow.
         top_k: How many of the likeliest characters to draw among; None for all.
         window: What is seen of a text that is longer than the context, ``"exact"`` or ``"halves"``.
@@ -74,7 +77,8 @@ def sample_texts(
     texts = [""] * len(ids)
     for places in by_length.values():
         idx = torch.stack([ids[place] for place in places]).to(device)
-        sources = [generator(seed, "sample", device=device) for _ in places]
+        # Of one seed, prompts that are nearly the same would get texts that are.
+        sources = [generator(seed, "sample", *([place] if place else []), device=device) for place in places]
         out = model.generate(idx, characters, temperature, top_k, sources, window).cpu()
         for place, row in zip(places, out, strict=True):
             texts[place] = decode(row, vocabulary)

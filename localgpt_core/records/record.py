@@ -105,6 +105,11 @@ class RunRecord:
         """The kind of device that the run was made on: ``"cpu"``, ``"cuda"`` or ``"unknown"``."""
         return str(self.environment.get("device_type", "unknown"))
 
+    @property
+    def kind(self) -> str:
+        """The kind of device whose tables and figures show the run: the CPU's if the record does not say."""
+        return str(self.environment.get("device_type", "cpu"))
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that can change the result of the run but its seed, by name."""

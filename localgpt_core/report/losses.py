@@ -183,7 +183,7 @@ def attention_weights(model: LocalGPT, idx: Tensor) -> Tensor:
         q, k = (
             layer(h).view(T, model.config.n_head, -1).transpose(0, 1) for layer in (attn.q_proj, attn.k_proj)
         )
-        found.append(attn.mix(q, k, torch.eye(T).to(h).expand(len(q), T, T), attn.future[:T, :T]))
+        found.append(attn.mix(q, k, torch.eye(T).to(h).expand(len(q), T, T)))
         x = block(x[None], [])[0]
     return torch.stack(found)
 

@@ -30,14 +30,17 @@ from localgpt_core.report.tables import (
     book_folder,
     interval,
     measured_values,
+    not_shown,
     paired_difference,
     require_alike,
     suite_runs,
 )
 
-__all__ = ["SuiteResults", "book_folder", "load_results"]
+__all__ = ["SuiteResults", "book_folder", "load_results", "suite_results"]
 
+Records = dict[str, RunRecord]
 MIN_PAIRS = 3  # below, a comparison has no verdict
+WORDS = {"open": "too near to", "not clearly apart": "not clearly apart from"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class SuiteResults:
     suite: Suite
     preset: str
     runs: pd.DataFrame
-    records: dict[str, RunRecord]
+    records: Records
     planned: int
     corpus: Corpus | None = None
     device: str = "cpu"
@@ -96,11 +99,7 @@ class SuiteResults:
         return *interval(losses), len(losses)
 
     def difference(self, arm: str, reference: str, level: float = 0.95) -> tuple[float, float, int]:
-        """Return the paired difference in final loss, the half-width of its interval and n.
-
-        Raises:
-            ValueError: If the suite has no such arm.
-        """
+        """Return mean and half-width of the paired difference in final loss, and n; raises as `of_arm`."""
         self.label(arm), self.label(reference)
         return paired_difference(self.runs, arm, reference, level)
 
@@ -158,15 +157,13 @@ class SuiteResults:
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence in Markdown: the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
-        labels = as_markdown(self.label(arm)), as_markdown(self.label(reference))
-        undecided = self.undecided(arm, reference, n)
-        if undecided:
-            return f"{labels[0]} against {labels[1]}: {undecided} (n = {n})"
-        words = {"open": "too near to", "not clearly apart": "not clearly apart from"}
+        own, other = as_markdown(self.label(arm)), as_markdown(self.label(reference))
+        if undecided := self.undecided(arm, reference, n):
+            return f"{own} against {other}: {undecided} (n = {n})"
         found = self.verdict(arm, reference)
         rounding = f"; rounding: {self.floor(n):.3f}" if self.noise else ""
         numbers = f"{mean:+.3f} ± {half:.3f} nats per character (n = {n}{rounding})"
-        return f"{labels[0]} ends {words.get(found, found)} {labels[1]}: {numbers}"
+        return f"{own} ends {WORDS.get(found, found)} {other}: {numbers}"
 
     def within(self, arm: str, reference: str, margin: float) -> str:
         """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.
@@ -182,22 +179,16 @@ class SuiteResults:
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
 
-        Raises:
-            ValueError: If the suite has no such arm; one that is not the book's has to name its own.
+        ``ValueError`` if the suite has no such arm; one that is not the book's has to name its own.
         """
-        for name in (arm, worst, best):
-            self.label(name)
+        self.label(arm), self.label(worst), self.label(best)
         losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
         low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
         shares = (100 * (low - own) / (low - high)).dropna()
         return *interval(shares.tolist()), len(shares)
 
     def with_fields(self, *names: str) -> pd.DataFrame:
-        """Return ``runs`` with one more column for each named field of the model or training configuration.
-
-        Raises:
-            ValueError: If there is no such field.
-        """
+        """Return ``runs`` with a column for each of these fields of a configuration, or ``ValueError``."""
         runs = self.runs.copy()
         for name in names:
             # Through the spec as an object: a record may be older than a field, which then had its default.
@@ -222,8 +213,7 @@ class SuiteResults:
 
     def origin(self) -> str:
         """Return, in Markdown, what made these results: runs, seeds, device, the command to make them."""
-        others = f"made on another kind of device than {self.device} and not shown"
-        more = f" ({self.elsewhere} {others})" if self.elsewhere else ""
+        more = f" ({not_shown(self.elsewhere, self.device)})" if self.elsewhere else ""
         if self.runs.empty:
             name = as_markdown(self.suite.name)
             return f"No run of suite {name} is recorded with preset {self.preset}{more}."
@@ -268,13 +258,21 @@ def load_results(
     allowed = "no such folder; records= says where localgpt run has written"
     require(folder.is_dir(), "records", str(folder), allowed)
     text = corpus if isinstance(corpus, Corpus) else load_corpus(corpus or suite.corpus)
-    planned = [run.spec.digest for run in suite.plan(text, preset)]
+    return suite_results(suite, load_records(folder), text, preset, device)
+
+
+def suite_results(
+    suite: Suite, records: Records, corpus: Corpus, preset: str | None = None, device: str | None = None
+) -> SuiteResults:
+    """Return what ``records``, by digest, say of ``suite`` on the text ``corpus``, as `load_results` does."""
     preset = preset or suite.preset
     device = device or DEVICES[preset]
     require_choice("device", device, ("cpu", "cuda"))
-    everywhere = load_records(folder)
-    found = {d: r for d, r in everywhere.items() if r.environment.get("device_type", "cpu") == device}
-    elsewhere = len({*planned} & (everywhere.keys() - found.keys()))
-    runs = suite_runs(suite, found, text, preset)
-    noise = rounding_noise(r for r in found.values() if (r.preset, r.corpus_sha256) == (preset, text.sha256))
-    return SuiteResults(suite, preset, runs, found, len(planned), text, device, elsewhere, noise)
+    planned = [run.spec.digest for run in suite.plan(corpus, preset)]
+    found = {digest: record for digest, record in records.items() if record.kind == device}
+    elsewhere = len({*planned} & (records.keys() - found.keys()))
+    runs = suite_runs(suite, found, corpus, preset)
+    noise = rounding_noise(
+        r for r in found.values() if (r.preset, r.corpus_sha256) == (preset, corpus.sha256)
+    )
+    return SuiteResults(suite, preset, runs, found, len(planned), corpus, device, elsewhere, noise)

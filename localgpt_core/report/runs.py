@@ -7,21 +7,20 @@ from statistics import fmean
 
 import pandas as pd
 
-from localgpt_core.common.validation import require
+from localgpt_core.common.validation import require, require_choice
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
 from localgpt_core.evidence.rates import search_of
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
-from localgpt_core.report.results import SuiteResults
+from localgpt_core.report.results import SuiteResults, suite_results
 from localgpt_core.report.tables import (
     arm_numbers,
     differing,
     for_people,
     run_row,
     settings_of,
-    suite_runs,
     where_measured,
 )
 from localgpt_core.training.curves import as_the_last
@@ -169,26 +168,37 @@ Shown = list[tuple[str, RunRecord]]  # runs, each with the name of its arm
 
 
 def asked_for(
-    asked: Sequence[str], records: dict[str, RunRecord], preset: str | None = None, corpus: str | None = None
-) -> Shown:
+    asked: Sequence[str],
+    records: dict[str, RunRecord],
+    preset: str | None = None,
+    corpus: str | None = None,
+    device: str | None = None,
+) -> tuple[Shown, str | None, int]:
     """Return the runs that are meant by ``asked``: files of suites and of records, digests, their beginnings.
 
+    They are of one kind of device, ``device``. Where that is None, the first of ``asked`` decides: a suite
+    shows the kind that its preset is for, as `suite_results` does, and a record its own. Behind the runs
+    stand the kind, and how many runs were made on another and are left out.
+
     Raises:
-        ValueError: For a beginning that does not fit one digest, or a file that cannot be read.
+        ValueError: For a beginning that does not fit one digest, a file that cannot be read, or another kind.
     """
-    shown: Shown = []
+    if device is not None:
+        require_choice("device", device, ("cpu", "cuda"))
+    shown, elsewhere = [], 0
     for one in asked:
         if one.endswith(".toml"):
             plan = read_suite(one)
-            runs = suite_runs(plan, records, load_corpus(corpus or plan.corpus), preset)
-            shown += [(arm, records[digest]) for arm, digest in zip(runs["arm"], runs["digest"], strict=True)]
-        elif one.endswith(".json"):
-            record = read_record(Path(one))
-            shown.append((record.arm, record))
-        else:
-            record = records[matching(one, records)]
-            shown.append((record.arm, record))
-    return shown
+            results = suite_results(plan, records, load_corpus(corpus or plan.corpus), preset, device)
+            device, elsewhere = results.device, elsewhere + results.elsewhere
+            pairs = zip(results.runs["arm"], results.runs["digest"], strict=True)
+            shown += [(arm, records[digest]) for arm, digest in pairs]
+            continue
+        record = read_record(Path(one)) if one.endswith(".json") else records[matching(one, records)]
+        device = device or record.kind
+        shown += [(record.arm, record)] if record.kind == device else []
+        elsewhere += record.kind != device
+    return shown, device, elsewhere
 
 
 def curves_of(shown: Shown) -> pd.DataFrame:

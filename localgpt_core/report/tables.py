@@ -28,6 +28,7 @@ __all__ = [
     "for_people",
     "interval",
     "measured_values",
+    "not_shown",
     "paired_difference",
     "require_alike",
     "require_seeds_once",
@@ -131,6 +132,11 @@ def as_typed(path: Path) -> str:
     if path.parts[-3:-1] == ("book", "suites"):
         return "/".join(path.parts[-3:])
     return path.name if path.is_absolute() else path.as_posix()
+
+
+def not_shown(runs: int, device: str) -> str:
+    """Return in words that so many ``runs`` are left out, as they were not made on ``device``."""
+    return f"{runs} made on another kind of device than {device} and not shown"
 
 
 def arm_frame(runs: pd.DataFrame) -> pd.DataFrame:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from localgpt_core.common.environment import wait_for
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.notebooks import watched
 from localgpt_core.config import LocalGPTConfig, TrainConfig
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.measure.cost import wait_for
 from localgpt_core.training.before import check_corpus
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import Report, RunSettings

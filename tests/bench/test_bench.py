@@ -14,14 +14,16 @@ from localgpt_core import RULES, LocalGPT, LocalLinear, RuleOptions
 from localgpt_core.bench import Row, peak, read_rows, render, write_rows
 from localgpt_core.bench import measuring as bench
 from localgpt_core.bench import rows as kept_rows
-from localgpt_core.bench.measuring import (
+from localgpt_core.bench.measuring import measure
+from localgpt_core.bench.plain import PlainGPT
+from localgpt_core.bench.variants import (
     Variant,
-    measure,
+    arms_of,
+    as_plain,
     variants,
     with_plain_linears,
     with_softmax_written_out,
 )
-from localgpt_core.bench.plain import PlainGPT
 from localgpt_core.config import preset
 from localgpt_core.experiments.suites import Arm, read_suite
 from localgpt_core.measure.cost import (
@@ -257,8 +259,8 @@ WARM_UP = [100.0] * 3
 def test_every_number_of_a_row_by_hand(monkeypatch, clock):
     clock.seconds = {4: WARM_UP + [6.0, 2.0, 8.0, 3.0, 5.0], 8: WARM_UP + [2.0, 1.0, 2.0, 1.0, 1.0]}
     (row,) = measured(monkeypatch, 5, Variant("fa", {"method": "fa"}, train={"batch_size": 4}))
-    # Pair by pair 3, 2, 4, 3, 5; quartiles of five numbers lie half-way between their neighbours.
-    assert (row.time_low, row.time, row.time_high) == (2.5, 3.0, 4.5)
+    # Pair by pair 3, 2, 4, 3, 5; the quartiles of five numbers are the second and the fourth.
+    assert (row.time_low, row.time, row.time_high) == (3.0, 3.0, 4.0)
     assert row.milliseconds == 5000.0
     assert row.memory == 1.5  # 300 bytes over 200
     assert row.flops == 0.5  # 4 sequences over 8
@@ -302,14 +304,14 @@ def test_what_a_variant_is_named_to_be_against_is_its_reference():
         assert variant.against == ({"attn_mode": "softmax"} if "against softmax" in variant.name else {})
         references = {
             "against torch.nn.Linear": with_plain_linears,
-            "against a plain GPT": bench.as_plain,
+            "against a plain GPT": as_plain,
             "against softmax": with_softmax_written_out,
         }
         named = [change for name, change in references.items() if name in variant.name]
         assert [variant.change_reference] == (named or [None])
-        assert variant.change == (bench.as_plain if variant.name == "plain GPT" else None)
+        assert variant.change == (as_plain if variant.name == "plain GPT" else None)
     arm = Arm("late", "late", {"method": "fa"}, {"freeze_body": True}, (1,), 0)
-    (variant,) = bench.arms_of(SimpleNamespace(arms=[arm]))
+    (variant,) = arms_of(SimpleNamespace(arms=[arm]))
     assert variant == Variant("late", {"method": "fa"}, train={"freeze_body": True})
 
 
@@ -320,7 +322,7 @@ def test_the_arms_of_a_suite_are_held_against_backpropagation_at_their_own_sizes
         '[arms.wide]\nmodel = { n_embd = 64, method = "fa" }\ntrain = { batch_size = 2, lr = 1.0 }\n'
         "[arms.bp]\n"
     )
-    wide, small = bench.arms_of(read_suite(suite))
+    wide, small = arms_of(read_suite(suite))
     assert wide.against == {"n_layer": 1, "n_embd": 64} and wide.train_against == {"batch_size": 2}
     assert small.against == {"n_layer": 1} and small.train_against == {}
     rows = measure("tiny", torch.device("cpu"), 2, lambda text: None, read_suite(suite))

@@ -14,18 +14,26 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def products(monkeypatch):
-    """Products of n x n matrices in `seconds[n]` each, the first and the tenth of each size far slower."""
-    made = SimpleNamespace(now=0.0, seconds={}, of=[], dtypes=set())
+    """Products of n x n matrices in `seconds[n]` each, the first and the tenth of each size far slower.
+
+    They are done when somebody waits for them, as those of a GPU are.
+    """
+    made = SimpleNamespace(now=0.0, queued=0.0, seconds={}, of=[], dtypes=set())
+
+    def wait(device):
+        made.now, made.queued = made.now + made.queued, 0.0
 
     def mm(a, b, out):
         n = len(a)
         assert a.shape == b.shape == out.shape == (n, n) and a.dtype == b.dtype == out.dtype
         assert a.std() > 0.5 and not torch.equal(a, b)
-        made.now += made.seconds[n] * (100 if made.of.count(n) in (0, 9) else 1)
+        made.queued += made.seconds[n] * (100 if made.of.count(n) in (0, 9) else 1)
         made.of.append(n)
+        assert len(made.of) < 10_000, "nobody waits, and the clock stands"
         made.dtypes.add(a.dtype)
 
     monkeypatch.setattr(peak, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    monkeypatch.setattr(peak, "wait_for", wait)
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(peak, "SECONDS", 1.0)
     return made

@@ -21,9 +21,10 @@ from localgpt_core.bench import kinds as tables
 from localgpt_core.bench import profile as profiling
 from localgpt_core.bench import read_rows
 from localgpt_core.bench.kinds import KINDS, OPERATORS, SCOPES, STEP, spent
-from localgpt_core.bench.measuring import Stepper, Variant, as_plain
+from localgpt_core.bench.measuring import Stepper
 from localgpt_core.bench.peak import Peaks
 from localgpt_core.bench.profile import Profile, profiled, profiles, render_profiles, trace_files
+from localgpt_core.bench.variants import Variant, as_plain
 from localgpt_core.config import preset
 from localgpt_core.experiments.suites import Arm
 from localgpt_core.training import step as training

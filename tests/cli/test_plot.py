@@ -1,5 +1,6 @@
 """`localgpt plot`: recorded curves in letters and as a PNG."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from toys import toy_record, toy_spec
 
 from localgpt_core.cli.plots import drawing_library, drawn, floors_passed
+from localgpt_core.records import read_record
+from localgpt_core.report.results import load_results
 from localgpt_core.report.runs import asked_for, curves_of
 
 
@@ -76,7 +79,8 @@ def test_floors_are_passed_or_not():
 
 def test_runs_are_asked_for_by_digest_file_or_suite(cli, runs):
     first, second, third = runs
-    assert asked_for([first[:8], f"runs/{third}.json"], runs) == [("bp", runs[first]), ("fa", runs[third])]
+    asked = [first[:8], f"runs/{third}.json"]
+    assert asked_for(asked, runs) == ([("bp", runs[first]), ("fa", runs[third])], "cpu", 0)
     table = curves_of([("bp", runs[first]), ("bp", runs[second]), ("fa", runs[third])])
     assert table["label"].unique().tolist() == ["bp", "fa"]
     ends = table[table["step"] == 20].set_index(["label", "seed"])["val_loss"].to_dict()
@@ -87,6 +91,43 @@ def test_runs_are_asked_for_by_digest_file_or_suite(cli, runs):
     assert cli("run", "suite.toml", "--records", "records")[0] == 0
     status, out, _ = cli("plot", "suite.toml", "--records", "records")
     assert status == 0 and "a bp" in out and "b frozen" in out
+
+
+def on(record, device):
+    return dataclasses.replace(record, environment={**record.environment, "device_type": device})
+
+
+def test_a_suite_is_drawn_by_the_runs_that_its_tables_show_and_the_others_are_said(cli):
+    assert cli("run", "suite.toml")[0] == 0
+    paths = {read_record(path).arm: path for path in Path("book/records").rglob("*.json")}
+    on(read_record(paths["bp"]), "cuda").write(paths["bp"].parent)
+    others = "1 made on another kind of device than {} and not shown"
+    for words, device, arm in (([], "cpu", "frozen"), (["--device", "cuda"], "cuda", "bp")):
+        table = load_results("suite.toml", device=device if words else None)
+        assert [*table.runs["arm"]] == [arm] and others.format(device) in table.origin()
+        other = {"cpu": "cuda", "cuda": "cpu"}[device]
+        status, out, err = cli("plot", "suite.toml", *words)
+        assert status == 0 and ({"bp", "frozen"} & {*out.split()}) == {arm}
+        assert err == f"{others.format(device)}; --device {other} draws them\n"
+    on(read_record(paths["frozen"]), "cuda").write(paths["bp"].parent)
+    status, out, err = cli("plot", "suite.toml")
+    assert (status, out) == (2, "") and load_results("suite.toml").runs.empty
+    assert err.startswith("2 made on another kind") and "has no such record" in err.splitlines()[1]
+    status, out, err = cli("plot", "suite.toml", "--device", "cuda")
+    assert status == 0 and "a bp" in out and "b frozen" in out and err == ""
+
+
+def test_records_are_drawn_with_those_of_the_kind_of_the_first(cli, runs):
+    first, second, third = runs
+    on(runs[second], "cuda").write("runs")
+    mixed = runs | {second: on(runs[second], "cuda")}
+    assert asked_for([first, second, third], mixed) == ([("bp", runs[first]), ("fa", runs[third])], "cpu", 1)
+    assert asked_for([second, first, third], mixed) == ([("bp", mixed[second])], "cuda", 2)
+    assert asked_for([second], mixed, device="cpu") == ([], "cpu", 1)
+    status, out, err = cli("plot", second, f"runs/{third}.json", "--records", "runs")
+    assert status == 0 and "bp" in out and "fa" not in out
+    assert err == "1 made on another kind of device than cuda and not shown; --device cpu draws them\n"
+    assert cli("plot", first, third, "--records", "runs")[::2] == (0, "")
 
 
 def test_the_mean_over_seeds_is_drawn_in_letters(cli, runs):
@@ -131,6 +172,7 @@ def test_a_png_is_written_and_not_overwritten(cli, runs):
         (["none.toml"], "none.toml"),
         (["--out", "a.pdf"], "out='a.pdf': must end in .png"),
         (["--records", "none"], "records='none'"),
+        (["--device", "gpu"], "device='gpu': allowed are 'cpu', 'cuda'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(cli, runs, options, words):

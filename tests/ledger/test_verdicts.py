@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import sys
 
@@ -11,6 +12,7 @@ from localgpt_core.experiments.claims import CRITERIA, Claim
 from localgpt_core.experiments.suites import read_suite, write_suite
 from localgpt_core.ledger import claim_table, decide, decisions
 from localgpt_core.ledger.verdicts import in_words
+from localgpt_core.records import folder, read_record
 from localgpt_core.report.results import book_folder, load_results
 
 SUITE = """
@@ -130,16 +132,47 @@ def test_the_table_is_for_people(recorded):
     pd.testing.assert_frame_equal(table, pd.DataFrame(expected))
 
 
-def test_the_command_shows_each_claim_below_its_arms(recorded, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def table(tmp_path, monkeypatch, capsys):
+    """Return a function that runs `localgpt table` and returns its lines on stdout and on stderr."""
     monkeypatch.setattr("localgpt_core.corpus.corpus.load_corpus", lambda name: toy_corpus())
+
+    def lines():
+        words = ["localgpt", "table", str(tmp_path / "toys.toml"), "--records", str(tmp_path / "records")]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            commands.main()
+        assert not ended.value.code
+        return [text.splitlines() for text in capsys.readouterr()]
+
+    return lines
+
+
+def test_the_command_shows_each_claim_below_its_arms(recorded, table):
     recorded(SUITE.format(criterion="equal", margin=0.14))
-    words = ["localgpt", "table", str(tmp_path / "toys.toml"), "--records", str(tmp_path / "records")]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        commands.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert not ended.value.code and len(lines) == 1 + 2 + 1
+    lines, said = table()
+    assert len(lines) == 1 + 2 + 1 and not [line for line in said if line.startswith("claims")]
     assert lines[-1] == "holds  +0.100 ± 0.032 (n = 4)  |d| < 0.14  Feedback alignment does something."
+
+
+def test_the_command_reads_a_record_once(recorded, table, tmp_path, monkeypatch):
+    recorded(SUITE.format(criterion="equal", margin=0.14))
+    (tmp_path / "records" / "damaged.json").write_text("{")
+    read = []
+    monkeypatch.setattr(folder, "read_record", lambda path: read.append(path) or read_record(path))
+    _, said = table()
+    assert sorted(read) == sorted((tmp_path / "records").glob("*.json")) and len(read) == 2 * 4 + 1
+    assert len([line for line in said if "damaged.json" in line]) == 1
+
+
+def test_the_command_says_which_runs_its_claims_leave_out(recorded, table, tmp_path):
+    results = recorded(SUITE.format(criterion="equal", margin=0.14))
+    record = next(results.of_arm("fa"))
+    elsewhere = {**record.environment, "device_type": "cuda"}
+    dataclasses.replace(record, environment=elsewhere).write(tmp_path / "records")
+    lines, said = table()
+    assert lines[-1].startswith("not enough runs")
+    assert "claims: 1 runs made on another kind of device than cpu do not count" in said
 
 
 def test_criteria_in_words(recorded):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import ALIGNMENT_FIELDS, MODEL_CASES, RULE_CASES, SIZES, make_batch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toys import toy_corpus, toy_model, toy_train
@@ -84,7 +85,7 @@ def test_what_is_asked_for_is_not_torchs_default(options, default):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_a_model_is_of_one_dtype(options, dtype):
     model = built(options, dtype=dtype)
-    assert {tensor.dtype for tensor in tensors(model).values()} <= {dtype, torch.bool}
+    assert {tensor.dtype for tensor in tensors(model).values()} == {dtype}
     with default_dtype(dtype):
         assert_same(built(options), model)
     if dtype != torch.float64:  # drawn in float32, and rounded
@@ -113,7 +114,7 @@ def test_the_configuration_of_a_run_decides_and_not_torchs_defaults(precision, d
     config = LocalGPTConfig(**SIZES, **options, method="fa")
     expected = build_model(config, TrainConfig(precision=precision))
     dtype = torch.float64 if precision == "float64" else torch.float32
-    assert {tensor.dtype for tensor in tensors(expected).values()} == {dtype, torch.bool}
+    assert {tensor.dtype for tensor in tensors(expected).values()} == {dtype}
     assert_same(expected, build_model(config, TrainConfig()).to(dtype))  # one start for all precisions
     with default():
         assert_same(build_model(config, TrainConfig(precision=precision)), expected)
@@ -231,8 +232,10 @@ def test_what_stands_in_the_stream_computes_shapes_on_the_meta_device(part):
 
 def test_a_model_that_was_built_in_inference_mode_can_be_moved():
     with torch.inference_mode():
-        model = built({})
-    assert torch.equal(model.to("cpu").blocks[0].attn.future, torch.ones(6, 6, dtype=torch.bool).triu(1))
+        model = built({"method": "kp"})
+    idx, _ = make_batch()
+    with torch.no_grad():
+        assert torch.equal(model.to("cpu")(idx)[0], built({"method": "kp"})(idx)[0])
 
 
 def test_loading_a_state_dict_on_the_cpu_leaves_every_parameter_where_it_is():
@@ -240,6 +243,61 @@ def test_loading_a_state_dict_on_the_cpu_leaves_every_parameter_where_it_is():
     before = {name: (id(t), t.data_ptr()) for name, t in tensors(model).items()}
     model.load_state_dict(built({"sigmoid_bias_mode": "learned"}).state_dict())
     assert before == {name: (id(t), t.data_ptr()) for name, t in tensors(model).items()}
+
+
+# ------------------------------------------------------------ attention by the kernels of a GPU
+
+
+class Away(torch.Tensor):
+    """Numbers of the CPU that say they are on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+HIDDEN = torch.ones(5, 5, dtype=torch.bool).triu(1)
+HIDDEN[2:, 0] = True  # the first key from the later queries, too
+
+
+@pytest.mark.parametrize(
+    "options",
+    [MODEL_CASES[name] for name in ("softmax", "fused", "sigmoid", "ste_sigmoid")],
+    ids=lambda options: "-".join(options) or "sigmoid",
+)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("queries", [5, 2])
+@pytest.mark.parametrize("own", [HIDDEN, None], ids=["own mask", "causal"])
+def test_a_gpu_mixes_the_values_under_the_mask_of_the_cpu(options, training, queries, own):
+    attn = built(options, dtype=torch.float64).blocks[0].attn.train(training)
+    draws = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64, generator=draws)
+    here = [x.requires_grad_() for x in (q[:, :, 5 - queries :].clone(), k.clone(), v.clone())]
+    there = [x.detach().clone().as_subclass(Away).requires_grad_() for x in here]
+    mask = () if own is None else (own[5 - queries :],)
+    expected, found = attn.mix(*here, *mask), attn.mix(*there, *mask)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected, rtol=1e-12, atol=1e-14)
+    expected.sin().sum().backward()
+    found.sin().sum().backward()
+    for x, y in zip(here, there, strict=True):
+        torch.testing.assert_close(y.grad.as_subclass(torch.Tensor), x.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("queries", "own", "causal"), [(5, None, True), (2, None, False), (5, HIDDEN, False)]
+)
+def test_a_gpus_kernel_gets_no_mask_where_it_knows_the_causal_one(queries, own, causal, monkeypatch):
+    told = []
+
+    def kernel(q, k, v, mask, dropout, is_causal):
+        told.append((mask is None, is_causal))
+        return v
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", kernel)
+    attn = built(MODEL_CASES["softmax"], device="meta").blocks[0].attn
+    q, k, v = (torch.empty(2, 3, rows, 4, device="meta") for rows in (queries, 5, 5))
+    mask = None if own is None else own.to("meta")
+    with Host("meta") as host:
+        attn.mix(q, k, v, mask)
+    assert told == [(causal, causal)] and host.seen == []
 
 
 # ------------------------------------------------------------ layout

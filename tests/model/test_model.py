@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -240,10 +241,10 @@ MODES = {name: MODEL_CASES[name] for name in ("sigmoid", "ste_sigmoid", "softmax
 every_mode = pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 
 
-def attention_weights(mixer: Attention, q, k, future):
+def attention_weights(mixer: Attention, q, k):
     """Return the weights (B, H, T, S) that mix the values."""
     identity = torch.eye(k.shape[2], dtype=q.dtype).expand(*k.shape[:2], -1, -1)
-    return mixer.mix(q, k, identity, future)
+    return mixer.mix(q, k, identity)
 
 
 @every_mode
@@ -251,7 +252,7 @@ def test_masked_weights_are_exactly_zero(options):
     model = make_model(**options)
     q, k = 3 * normal(B, 3, BLOCK, 4), 3 * normal(B, 3, BLOCK, 4, seed=1)
     attn = model.blocks[0].attn
-    weights = attention_weights(attn, q, k, attn.future)
+    weights = attention_weights(attn, q, k)
     past = torch.ones(BLOCK, BLOCK, dtype=torch.bool).tril()
     assert not weights[..., ~past].any() and (weights[..., past] > 0).all()
     if "attn_mode" in options:
@@ -266,7 +267,7 @@ def test_sigmoid_attention_uses_the_bias_of_block_size_whatever_the_length(mode,
     torch.manual_seed(1)
     attn = LocalGPT(LocalGPTConfig(**SIZES, sigmoid_bias_mode=mode)).double().blocks[0].attn
     q, k = normal(B, 3, length, 4), normal(B, 3, length, 4, seed=1)
-    weights = attention_weights(attn, q, k, attn.future[:length, :length])
+    weights = attention_weights(attn, q, k)
     expected = torch.sigmoid(q @ k.transpose(-2, -1) / 2 + bias).tril()
     torch.testing.assert_close(weights, expected, rtol=1e-6, atol=0)
 
@@ -275,7 +276,19 @@ def test_softmax_attention_is_pytorchs():
     attn = make_model(attn_mode="softmax").blocks[0].attn
     q, k, v = (normal(B, 3, T, 4, seed=seed) for seed in range(3))
     expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(attn.mix(q, k, v, attn.future[:T, :T]), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(attn.mix(q, k, v), expected, rtol=1e-12, atol=1e-14)
+
+
+@every_mode
+def test_a_mask_of_ones_own_is_the_one_of_the_model(options):
+    model = make_model(**options)
+    for block in model.blocks:
+        block.attn.mix = partial(block.attn.mix, future=~torch.eye(T, dtype=torch.bool))
+    idx, _ = make_batch()
+    changed = idx.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % V
+    logits, other = model(idx)[0], model(changed)[0]  # every token sees itself alone
+    assert torch.equal(other[:, 1:], logits[:, 1:]) and not torch.equal(other[:, 0], logits[:, 0])
 
 
 @pytest.mark.parametrize("options", MODEL_CASES.values(), ids=MODEL_CASES)

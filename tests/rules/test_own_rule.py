@@ -14,7 +14,8 @@ from cases import SIZES, make_batch, normal
 from torch.nn import functional
 
 from localgpt_core import RULES, LocalGPT, LocalGPTConfig, RuleOptions, TrainConfig, localize
-from localgpt_core.bench.measuring import measure, variants
+from localgpt_core.bench.measuring import measure
+from localgpt_core.bench.variants import variants
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.rules import LearningRule
 from localgpt_core.rules.backprop import Backprop
