@@ -6,18 +6,19 @@ difference says nothing; the learning rates that were tried of one setting; how 
 
 from localgpt_core.evidence.intervals import estimate, interval, paired_difference
 from localgpt_core.evidence.noise import Noise, ends, rounding_noise
-from localgpt_core.evidence.rates import Search, search_of
+from localgpt_core.evidence.rates import RatesTried, rates_by_setting, setting_of
 from localgpt_core.evidence.trends import Trend, trend
 
 __all__ = [
     "Noise",
-    "Search",
+    "RatesTried",
     "Trend",
     "ends",
     "estimate",
     "interval",
     "paired_difference",
     "rounding_noise",
-    "search_of",
+    "rates_by_setting",
+    "setting_of",
     "trend",
 ]

@@ -10,7 +10,7 @@ from scipy.special import stdtrit  # scipy.stats takes most of a second to impor
 
 from localgpt_core.common.validation import require
 
-__all__ = ["estimate", "interval", "paired_difference", "require_seeds_once"]
+__all__ = ["estimate", "interval", "lies", "paired_difference", "require_seeds_once"]
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
@@ -21,6 +21,14 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
     numbers = np.array(values, dtype=float)
     half = stdtrit(n - 1, (1 + level) / 2) * numbers.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(numbers.mean()), float(half)
+
+
+def lies(mean: float, half: float, region: tuple[float, float]) -> bool | None:
+    """Return whether the interval lies in the open ``region``: all of it, none of it, or None for some."""
+    first, last = region
+    if first < mean - half and mean + half < last:
+        return True
+    return False if mean + half <= first or mean - half >= last else None
 
 
 def paired_difference(

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from localgpt_core.records import RunRecord
 from localgpt_core.records.specs import RunSpec
 
-__all__ = ["Search", "search_of"]
+__all__ = ["RatesTried", "rates_by_setting", "setting_of"]
 
 
 @dataclass(frozen=True)
-class Search:
-    """The runs that differ in their learning rate and their seed alone.
+class RatesTried:
+    """The runs that differ in their learning rate and their seed alone, whichever suites made them.
 
     Attributes:
-        losses: Final loss in nats per character by seed and rate, infinite for a run that diverged.
+        losses: Final loss in nats per character by seed and rate, infinite for a run that did not finish.
     """
 
     losses: dict[int, dict[float, float]]
@@ -34,21 +34,24 @@ class Search:
         return sorted(seed for seed, tried in self.losses.items() if len(tried) > 2)
 
 
-def search_of(spec: RunSpec, records: Iterable[RunRecord]) -> Search:
-    """Return the runs of ``spec`` at any learning rate and of any seed, of records of one kind of device.
+def setting_of(spec: RunSpec) -> RunSpec:
+    """Return ``spec`` without what a search of rates leaves open: rate, seed, evaluations on the way.
 
-    How often and on what a run was evaluated on its way does not matter: its last evaluation is the same.
+    How often and on what a run was evaluated before its end does not matter: its last evaluation is the same.
     """
-    losses: dict[int, dict[float, float]] = {}
-    for record in sorted(records, key=lambda record: record.digest):
-        own = record.run_spec
-        if _setting(own) == _setting(spec):
-            loss = record.final_val_loss if record.status == "finished" else float("inf")
-            losses.setdefault(own.train.seed, {}).setdefault(own.train.lr, loss)
-    return Search({seed: dict(sorted(tried.items())) for seed, tried in sorted(losses.items())})
-
-
-def _setting(spec: RunSpec) -> RunSpec:
-    """Return ``spec`` with everything equal that a search of rates leaves open or that changes no step."""
     train = replace(spec.train, seed=0, lr=1.0, eval_between=0, eval_interval=spec.train.steps)
     return replace(spec, train=train)
+
+
+def rates_by_setting(records: Iterable[RunRecord]) -> dict[RunSpec, RatesTried]:
+    """Return the rates that ``records``, of one kind of device, have tried of each setting."""
+    losses: dict[RunSpec, dict[int, dict[float, float]]] = {}
+    for record in sorted(records, key=lambda record: record.digest):
+        train = record.run_spec.train
+        loss = record.final_val_loss if record.status == "finished" else float("inf")
+        by_seed = losses.setdefault(setting_of(record.run_spec), {})
+        by_seed.setdefault(train.seed, {}).setdefault(train.lr, loss)
+    return {
+        setting: RatesTried({seed: dict(sorted(tried.items())) for seed, tried in sorted(own.items())})
+        for setting, own in losses.items()
+    }

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from localgpt_core.evidence.intervals import estimate, lies
 from localgpt_core.experiments.claims import Claim
 from localgpt_core.report.results import SuiteResults
-from localgpt_core.report.tables import estimate
 
 __all__ = ["Decision", "claim_table", "decide", "decisions"]
 
 FAMILY_ERROR = 0.05
+VERDICTS = {True: "holds", False: "fails", None: "open"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,7 @@ def decide(results: SuiteResults, name: str) -> Decision:
     planned = {arm.name: {*arm.seeds} for arm in results.suite.arms}
     pairs = len(planned[claim.arm] & planned[claim.reference])
     undecided = results.undecided(claim.arm, claim.reference, n, pairs)
-    return Decision(claim, mean, half, n, undecided or _verdict(claim, mean - half, mean + half))
-
-
-def _verdict(claim: Claim, low: float, high: float) -> str:
-    """Return the verdict for the interval from ``low`` to ``high``."""
-    first, last = claim.region
-    if first < low and high < last:
-        return "holds"
-    return "fails" if high <= first or low >= last else "open"
+    return Decision(claim, mean, half, n, undecided or VERDICTS[lies(mean, half, claim.region)])
 
 
 def decisions(results: SuiteResults) -> dict[str, Decision]:

@@ -102,12 +102,7 @@ class RunRecord:
 
     @cached_property
     def device_type(self) -> str:
-        """The kind of device that the run was made on: ``"cpu"``, ``"cuda"`` or ``"unknown"``."""
-        return str(self.environment.get("device_type", "unknown"))
-
-    @property
-    def kind(self) -> str:
-        """The kind of device whose tables and figures show the run: the CPU's if the record does not say."""
+        """The kind of device that the run was made on, ``"cpu"`` or ``"cuda"``: the CPU if it does not say."""
         return str(self.environment.get("device_type", "cpu"))
 
     @cached_property

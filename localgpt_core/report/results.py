@@ -20,6 +20,7 @@ from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import DEVICES
 from localgpt_core.corpus.corpus import Corpus, load_corpus
 from localgpt_core.corpus.ngrams import floors
+from localgpt_core.evidence.intervals import lies
 from localgpt_core.evidence.noise import Noise, ends, rounding_noise
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.records import RunRecord, load_records
@@ -174,9 +175,8 @@ class SuiteResults:
         why there is no verdict.
         """
         mean, half, n = self.difference(arm, reference)
-        return self.undecided(arm, reference, n) or (
-            "yes" if mean + half < margin else "no" if mean - half > margin else "open"
-        )
+        answers = {True: "yes", False: "no", None: "open"}
+        return self.undecided(arm, reference, n) or answers[lies(mean, half, (-math.inf, margin))]
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
         """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
@@ -271,7 +271,7 @@ def suite_results(
     device = device or DEVICES[preset]
     require_choice("device", device, ("cpu", "cuda"))
     planned = [run.spec.digest for run in suite.plan(corpus, preset)]
-    found = {digest: record for digest, record in records.items() if record.kind == device}
+    found = {digest: record for digest, record in records.items() if record.device_type == device}
     elsewhere = len({*planned} & (records.keys() - found.keys()))
     runs = suite_runs(suite, found, corpus, preset)
     noise = rounding_noise(

@@ -11,7 +11,7 @@ from localgpt_core.common.validation import require, require_choice
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.corpus.known import cheap_corpus
 from localgpt_core.corpus.ngrams import floors
-from localgpt_core.evidence.rates import search_of
+from localgpt_core.evidence.rates import RatesTried, rates_by_setting, setting_of
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, matching, read_record
 from localgpt_core.report.results import SuiteResults, suite_results
@@ -134,11 +134,12 @@ def rates_tried(results: SuiteResults, arms: Sequence[str] | None = None) -> pd.
     """
     require(results.corpus is not None, "corpus", None, "these results were made without a text")
     plan = {run.arm.name: run.spec for run in results.suite.plan(results.corpus, results.preset)}
-    rows = []
+    found, rows = rates_by_setting(results.records.values()), []
     for arm in results.labels if arms is None else arms:
-        label, search = results.label(arm), search_of(plan[arm], results.records.values())
-        for seed, losses in search.losses.items():
-            best, inside = search.best(seed), search.inside(seed)
+        label = results.label(arm)
+        tried = found.get(setting_of(plan[arm]), RatesTried({}))
+        for seed, losses in tried.losses.items():
+            best, inside = tried.best(seed), tried.inside(seed)
             rows += [(arm, label, seed, lr, loss, lr == best, inside) for lr, loss in losses.items()]
     columns = ["arm", "label", "seed", "lr", "final_val_loss", "best", "inside"]
     return pd.DataFrame(rows, columns=columns)
@@ -150,7 +151,7 @@ def rates_table(tried: pd.DataFrame) -> pd.DataFrame:
     Only seeds of which three rates were tried are shown.
     """
     rows = []
-    for (label, seed), own in tried.groupby(["label", "seed"], sort=False):
+    for (_, label, seed), own in tried.groupby(["arm", "label", "seed"], sort=False):
         if len(own) > 2:
             found = own.set_index("lr")
             texts = {lr: _loss_as_text(row.final_val_loss, row.best) for lr, row in found.iterrows()}
@@ -195,9 +196,9 @@ def asked_for(
             shown += [(arm, records[digest]) for arm, digest in pairs]
             continue
         record = read_record(Path(one)) if one.endswith(".json") else records[matching(one, records)]
-        device = device or record.kind
-        shown += [(record.arm, record)] if record.kind == device else []
-        elsewhere += record.kind != device
+        device = device or record.device_type
+        shown += [(record.arm, record)] if record.device_type == device else []
+        elsewhere += record.device_type != device
     return shown, device, elsewhere
 
 

@@ -5,6 +5,7 @@ import pytest
 from toys import toy_record, toy_spec
 
 from localgpt_core.evidence import Noise, ends, rounding_noise
+from localgpt_core.evidence.intervals import lies
 
 
 def run(loss, seed=1, **model):
@@ -53,3 +54,18 @@ def test_pairs_of_several_rules_count_alike():
 )
 def test_an_arm_ends_somewhere_only_beyond_its_interval_and_beyond_rounding(mean, half, floor, verdict):
     assert ends(mean, half, floor) == verdict
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "answer"),
+    [
+        (0.5, 0.4, True),
+        (0.5, 0.5, None),
+        (1.2, 0.1, False),
+        (1.1, 0.1, False),
+        (1.05, 0.1, None),
+        (-1, 1, False),
+    ],
+)
+def test_an_interval_lies_in_a_region_wholly_not_at_all_or_in_part(mean, half, answer):
+    assert lies(mean, half, (0.0, 1.0)) is answer

@@ -119,6 +119,14 @@ def test_the_rates_of_an_arm_are_those_of_every_suite(book):
         rates_tried(dataclasses.replace(found, corpus=None))
 
 
+def test_arms_of_one_label_are_rows_of_their_own():
+    rates = (0.1, 0.2, 0.3)
+    runs = [(arm, off + lr, lr) for arm, off in (("a", 2.0), ("b", 3.0)) for lr in rates]
+    rows = [(arm, "GPT", 1, lr, loss, lr == 0.1, False) for arm, loss, lr in runs]
+    columns = ["arm", "label", "seed", "lr", "final_val_loss", "best", "inside"]
+    assert rates_table(pd.DataFrame(rows, columns=columns))["0.3"].tolist() == ["2.300", "3.300"]
+
+
 def test_only_finished_runs_have_a_final_loss(book):
     found = load_results("toys")
     late = next(found.of_arm("late"))

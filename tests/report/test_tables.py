@@ -256,7 +256,7 @@ def test_a_table_of_all_records_has_every_column_and_an_order():
         "best_val_loss": [3.25, 3.25, 4.25],
         "tflops": [pytest.approx(420 * 5000 / 1e12)] * 3,
         "digest": [toy_spec(1).digest, toy_spec(1, method="fa").digest, toy_spec(2, method="fa").digest],
-        "device": ["unknown"] * 3,
+        "device": ["cpu"] * 3,
     }
 
 
