@@ -102,7 +102,7 @@ class RunRecord:
 
     @cached_property
     def device_type(self) -> str:
-        """The kind of device that the run was made on, ``"cpu"`` or ``"cuda"``: the CPU if it does not say."""
+        """The kind of device of the run, ``"cpu"`` or ``"cuda"``: the CPU if the record does not say."""
         return str(self.environment.get("device_type", "cpu"))
 
     @cached_property
