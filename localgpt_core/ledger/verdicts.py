@@ -41,6 +41,11 @@ class Decision:
     n: int
     verdict: str
 
+    @property
+    def stated(self) -> str:
+        """The claim, its verdict and n, as a sentence in Markdown."""
+        return f"{self.claim.says} **{self.verdict}** (n = {self.n})"
+
 
 def level(results: SuiteResults) -> float:
     """Return the level of each interval, 1 - 0.05 / m for the m claims of the suite."""
