@@ -237,13 +237,13 @@ def test_no_run_goes_on_when_the_process_that_started_it_is_gone(make, start, fi
     wait_for_records(run, 2)
     while left not in unfinished(run):
         time.sleep(0.01)
-    finished = contents(run)
+    finished = contents(run).keys()  # what they say may still grow: a sample follows the result
     process.send_signal(how)  # to the parent alone
     _, err = process.communicate(timeout=PATIENCE_S)  # until nobody holds the pipes any more
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert f"long seed 1 [{left}]: interrupted after " in err and "Traceback" not in err
     psutil.wait_procs(running_below(run), timeout=PATIENCE_S)
-    assert running_below(run) == [] and contents(run) == finished
+    assert running_below(run) == [] and contents(run).keys() == finished
     _, _, err = finish(run, "--time-budget", "3")
     assert f"long seed 1 [{left}]: goes on from step " in err or f"[{left}]: evaluating" not in err
 
