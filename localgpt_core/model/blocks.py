@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.common.modes import MaybeExact, as_autocast, in_forward_mode, recording
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.layers.feedback_points import FeedbackPoint, ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bottlenecks import VQResidualDir, quantised
 from localgpt_core.common.modes import evaluation_mode, watch, wide
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.corpus.sequences import IGNORED
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
-from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
 from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import gain

@@ -16,8 +16,8 @@ from localgpt_core import (
     VQResidualDir,
     alignment,
 )
+from localgpt_core.bottlenecks import HardTopK, keep_winners
 from localgpt_core.common.modes import exact_derivatives
-from localgpt_core.layers.bottlenecks import HardTopK, keep_winners
 
 # ------------------------------------------------------------ the numbers
 
