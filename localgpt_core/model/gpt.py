@@ -3,7 +3,7 @@ r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
     x = dropout(tok_emb(idx) + pos_emb(0..T-1))                                           (B, T, C)
     for each block:   x = x + alpha_attn attn(ln1(x))
                       x = x + alpha_mlp  mlp(ln2(x))            (gates only with gated_blocks)
-                      x = subspace(vq(topk(x)))                 (each only where asked for)
+                      x = subspace(vq(topk(x))), or rounded     (each only where asked for)
     logits = head(ln_f(x))                                                                (B, T, V)
 
 With ``subspace_mode="constrain"`` the projection acts on what attn and mlp write instead, so that the stream
