@@ -147,9 +147,7 @@ def variants(width: int) -> list[Variant]:
         Variant("vq 256 codes", {"vq_codes": 256}),
         Variant("vq 4096 codes", {"vq_codes": 4096}),
         *(
-            Variant(
-                f"vq {width // 4} x 16 codes, {how}", {**FOURS, "vq_groups": width // 4, "vq_backward": how}
-            )
+            Variant(f"vq {width // 4} x 16 codes, {how}", fours | {"vq_backward": how})
             for how in ("identity", "tangent", "rotation")
         ),
         Variant("resid_bits 4", {"resid_bits": 4}),

@@ -12,9 +12,9 @@ Numbers take 16 bits. Forward, the cheapest description of the stream behind blo
 
 Backward, the error of the stream: as many numbers as can arrive at what lies below. A masked or projected
 gradient has k or r of them, as places and subspace are known above too. Under the constraint the blocks below
-need r, but trained embeddings all C. At codes and rounded numbers it is all C: what a codebook's backward pass
-takes out of the gradient lies along the stream as it was before, which only the stage below knows. Direct
-feedback between (sub)layers sends nothing back; the output's error, 16 V, goes to all stages at once.
+need r, but trained embeddings all C. At codes and rounded numbers it is all C: what a codebook's backward
+pass takes out of the gradient lies along the stream as it was before, which only the stage below knows.
+Direct feedback between (sub)layers sends nothing back; the output's error, 16 V, goes to all stages at once.
 """
 
 import math
