@@ -18,8 +18,8 @@ with s = r / |h_j|, which is 1 where the norm is kept. Where it is fixed, a grou
 RMS of 10^-3.
 
 What the identity asks for along h_j moves its norm and not its code, which the forward pass ignores. The
-tangent asks for nothing along h_j. The rotation (Fifty et al. 2024) asks for s <g, c> there, the true
-derivative by a norm that is kept, and as much across as it leaves: it changes no gradient's norm but by s.
+tangent asks for nothing there. The rotation (Fifty et al. 2024) changes the length of g by s alone, and asks
+for s <g, c> along h_j: the true derivative by a norm that is kept.
 """
 
 import math

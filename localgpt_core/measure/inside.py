@@ -67,7 +67,7 @@ def choices(model: LocalGPT, idx: Tensor) -> dict[str, Tensor]:
 
     def chosen(name: str, vq: VQResidualDir) -> Callable[[Tensor], None]:
         def count(x: Tensor) -> None:
-            groups = vq.codes(x).view(-1, math.prod(vq.codebook.shape[:-2])).T
+            groups = vq.codes(x).reshape(-1, math.prod(vq.codebook.shape[:-2])).T
             rows = [torch.bincount(codes, minlength=vq.n_codes) for codes in groups]
             counts[name] = torch.stack(rows) if len(rows) > 1 else rows[0]
 
