@@ -79,7 +79,9 @@ def replaced(h: Tensor, codebook: Tensor, codes: Tensor, rms: str) -> Tensor:
     if rms == "fixed":
         # Never of the norm, but a function of h all the same: of derivative zero, and not without one.
         size = torch.where(size < 0, size, math.sqrt(x.shape[-1]))
-    return (chosen(codebook, codes).to(x.dtype) * size).view(h.shape).to(h.dtype)
+    # Not a view of the groups, which a Function must not return: nobody could change it in place.
+    directions = chosen(codebook, codes).to(x.dtype).reshape(h.shape)
+    return (directions * size.expand_as(x).reshape(h.shape)).to(h.dtype)
 
 
 def tangent(g: Tensor, u: Tensor, c: Tensor) -> Tensor:
