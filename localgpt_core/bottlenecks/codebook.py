@@ -17,9 +17,9 @@ and with a fixed norm nothing at all. What takes its place, for the gradient g o
 with s = r / |h_j|, which is 1 where the norm is kept. Where it is fixed, a group counts as no shorter than an
 RMS of 10^-3.
 
-What the identity asks for along h_j moves its norm and not its code, which the forward pass ignores. The
-tangent asks for nothing there. The rotation (Fifty et al. 2024) changes the length of g by s alone, and asks
-for s <g, c> along h_j: the true derivative by a norm that is kept.
+By the norm of the group the true derivative is <g, c>, or 0 where the norm is fixed. The identity has <g, u>
+there, and so moves norms by a gradient that is none; the tangent has 0, and the rotation (Fifty et al. 2024),
+which changes the length of g by s alone, s <g, c>.
 """
 
 import math
