@@ -18,7 +18,7 @@ with s = r / |h_j|, which is 1 where the norm is kept. Where it is fixed, a grou
 RMS of 10^-3.
 
 By the norm of the group the true derivative is <g, c>, or 0 where the norm is fixed. The identity has <g, u>
-there, and so moves norms by a gradient that is none; the tangent has 0, and the rotation (Fifty et al. 2024),
+there, which is no derivative by it; the tangent has 0, and the rotation (Fifty et al. 2024),
 which changes the length of g by s alone, s <g, c>.
 """
 
