@@ -19,10 +19,10 @@ except KeyboardInterrupt:
     raise
 
 if TYPE_CHECKING:
+    from localgpt_core.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
     from localgpt_core.config import LocalGPTConfig, TrainConfig
     from localgpt_core.convert.localize import Localized, localize
     from localgpt_core.corpus.corpus import Corpus, load_corpus
-    from localgpt_core.layers.bottlenecks import FrozenSubspace, HardTopK, VQResidualDir
     from localgpt_core.layers.linear import LocalLinear
     from localgpt_core.layers.norms import LayerNormProjectedSurrogate, LayerNormSTE
     from localgpt_core.layers.surrogates import GELUSTE, SigmoidSTE, SoftmaxValueMixLocalFn
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 # Looked up when asked for: what only says something, as `localgpt --help`, must not wait for torch.
 NAMES = {
     "Corpus": "corpus.corpus",
-    "FrozenSubspace": "layers.bottlenecks",
+    "FrozenSubspace": "bottlenecks",
     "GELUSTE": "layers.surrogates",
-    "HardTopK": "layers.bottlenecks",
+    "HardTopK": "bottlenecks",
     "LayerNormProjectedSurrogate": "layers.norms",
     "LayerNormSTE": "layers.norms",
     "LearningRule": "rules",
@@ -55,7 +55,7 @@ NAMES = {
     "SoftmaxValueMixLocalFn": "layers.surrogates",
     "TrainConfig": "config",
     "TrainResult": "training.loop",
-    "VQResidualDir": "layers.bottlenecks",
+    "VQResidualDir": "bottlenecks",
     "alignment": "measure.alignment",
     "describe": "measure.transport",
     "load_corpus": "corpus.corpus",

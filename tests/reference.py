@@ -143,7 +143,9 @@ class Reference:
         if int(name.rpartition(".")[2]) in at:
             x = winners(x, config.resid_topk)
             if config.vq_codes:
-                x = x + (nearest(x, self.buffers[f"{name}.vq.codebook"]) - x).detach()
+                x = quantised(x, self.buffers[f"{name}.vq.codebook"], config)
+            if config.resid_bits:
+                x = x + (rounded(x, config.resid_bits) - x).detach()
             if config.subspace_rank and not constrains:
                 x = torch.einsum("btc,cr,dr->btd", x, q, q)
         if config.dfa_granularity != "layer":
@@ -182,6 +184,37 @@ def winners(x: Tensor, k: int) -> Tensor:
         return x
     rank = x.detach().abs().argsort(-1, descending=True).argsort(-1)
     return x * (rank < k)
+
+
+def quantised(x: Tensor, codebook: Tensor, config) -> Tensor:
+    """Return the nearest code of every group, with the derivative of what the option names instead."""
+    books, out = codebook.view(config.vq_groups, -1, x.shape[-1] // config.vq_groups), []
+    for part, book in zip(x.chunk(config.vq_groups, dim=-1), books, strict=True):
+        size = part.norm(dim=-1, keepdim=True)
+        length = size.detach() if config.vq_rms == "token" else part.shape[-1] ** 0.5
+        u = (part / size).detach()
+        c = nearest(u, book)
+        smooth = part
+        if config.vq_backward == "tangent":
+            smooth = length * part / size
+        elif config.vq_backward == "rotation":
+            w = (u + c) / (u + c).norm(dim=-1, keepdim=True)
+            turn = torch.eye(u.shape[-1], dtype=u.dtype) + 2 * (outer(c, u) - outer(w, w))
+            smooth = length / size.detach() * torch.einsum("...ij,...j->...i", turn, part)
+        out.append(smooth + (length * c - smooth).detach())
+    return torch.cat(out, dim=-1)
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., :, None] * b[..., None, :]
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """Return the nearest of 2^bits levels from -a to a, a the largest magnitude of a row."""
+    a = x.abs().amax(-1, keepdim=True)
+    levels = a * torch.linspace(-1, 1, 2**bits, dtype=x.dtype)
+    nearest_level = (x[..., None] - levels[..., None, :]).abs().argmin(-1)
+    return levels.gather(-1, nearest_level)
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ common
 matrices corpus
 rules
 config
+bottlenecks
 layers
 model convert
 measure

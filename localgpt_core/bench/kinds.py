@@ -41,6 +41,8 @@ SCOPES = {
     "GELUSTE": ELEMENTWISE,
     "GELUStepSurrogate": ELEMENTWISE,
     "HardTopK": BOTTLENECKS,
+    "_NearestDirection": BOTTLENECKS,
+    "_RoundedStraightThrough": BOTTLENECKS,
     "localgpt::keep": BOTTLENECKS,
     "localgpt::largest": BOTTLENECKS,
     "localgpt::winners": BOTTLENECKS,

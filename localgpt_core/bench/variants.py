@@ -119,6 +119,7 @@ def plain_variants() -> list[Variant]:
 def variants(width: int) -> list[Variant]:
     """Return what is measured at a residual stream of ``width``."""
     softmax = {"attn_mode": "softmax"}
+    fours = {"vq_codes": 16, "vq_groups": width // 4, "vq_rms": "fixed"}  # 4 bits for every four units
     return [
         *plain_variants(),
         *rule_variants(),
@@ -145,6 +146,11 @@ def variants(width: int) -> list[Variant]:
         Variant(f"resid_topk {width // 2}", {"resid_topk": width // 2}),
         Variant("vq 256 codes", {"vq_codes": 256}),
         Variant("vq 4096 codes", {"vq_codes": 4096}),
+        *(
+            Variant(f"vq {width // 4} x 16 codes, {how}", fours | {"vq_backward": how})
+            for how in ("identity", "tangent", "rotation")
+        ),
+        Variant("resid_bits 4", {"resid_bits": 4}),
         Variant(f"subspace rank {width // 4}", {"subspace_rank": width // 4}),
         Variant("subspace constrained", {"subspace_rank": width // 4, "subspace_mode": "constrain"}),
         Variant("gates", {"gated_blocks": True}),

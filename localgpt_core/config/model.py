@@ -8,6 +8,27 @@ import sys
 from dataclasses import dataclass, fields
 
 from localgpt_core.common.validation import option, require, require_integer
+from localgpt_core.config.allowed import (
+    ATTENTION_MODES,
+    BETWEEN_LAYERS,
+    CODE_BACKWARDS,
+    CODE_NORMS,
+    CODEBOOKS,
+    FEEDBACK_SOURCES,
+    GELU_SURROGATES,
+    GRANULARITIES,
+    INSIDE_RULES,
+    LAYER_NORMS,
+    ONLY_BOTTLENECK,
+    SIGMOID_BIASES,
+    SUBSPACES,
+    WITH_BOTTLENECK,
+    WITH_CODES,
+    WITH_FIXED_FEEDBACK,
+    WITH_SIGMOID,
+    WITH_SOFTMAX,
+    WITH_TANGENTS,
+)
 from localgpt_core.rules import RULES, RuleOptions
 from localgpt_core.rules.base import LARGEST_SIZE, START_OPTIONS
 
@@ -15,36 +36,6 @@ __all__ = ["MOST_BLOCKS", "LocalGPTConfig", "block_numbers"]
 
 SYMBOLS = sys.maxunicode + 1
 MOST_BLOCKS = 10_000
-
-ATTENTION_MODES = ("sigmoid", "softmax")
-SIGMOID_BIASES = ("neg_log_n", "zero", "learned")
-GRANULARITIES = ("layer", "sublayer", "block")
-INSIDE_RULES = {
-    "bp": {},
-    "grape": {"method": "fa", "fa_grape": True},
-    "kp": {"method": "kp", "fa_grape": True, "fa_grape_update": "kaczmarz"},
-}
-FEEDBACK_SOURCES = ("random", "head")
-LAYER_NORMS = ("bp", "ste", "center_scale", "projected", "scale", "none")
-GELU_SURROGATES = ("identity", "relu", "steps")
-CODEBOOKS = ("random", "kmeans")
-SUBSPACES = ("project", "constrain")
-
-WITH_SIGMOID = (
-    "has no effect with attn_mode='softmax'; needs attn_mode='sigmoid'",
-    lambda config: config.attn_mode == "sigmoid",
-)
-WITH_SOFTMAX = ("needs attn_mode='softmax'", lambda config: config.attn_mode == "softmax")
-WITH_CODES = ("has no effect without vq_codes", lambda config: config.vq_codes > 0)
-BETWEEN_LAYERS = (
-    "needs dfa_granularity='sublayer' or 'block'",
-    lambda config: config.dfa_granularity != "layer",
-)
-
-
-def _feedback_stays(options: RuleOptions) -> bool:
-    rule = RULES[options.method](options)
-    return rule.aligns == "no" and not rule.mirrors_gradient
 
 
 def block_numbers(field: str, text: str, blocks: int) -> list[int]:
@@ -127,6 +118,26 @@ class LocalGPTConfig(RuleOptions):
         choices=CODEBOOKS,
         needs=WITH_CODES,
     )
+    vq_groups: int = option(
+        1,
+        "groups of units with a code each, out of vq_codes of their own",
+        minimum=1,
+        maximum=lambda config: config.n_embd,
+        needs=WITH_CODES,
+    )
+    vq_rms: str = option(
+        "token",
+        "norm of a quantised group: token: its own; fixed: one for all, so that a token's RMS is 1",
+        choices=CODE_NORMS,
+        needs=WITH_CODES,
+    )
+    vq_backward: str = option(
+        "identity",
+        "gradient below a codebook: identity; tangent: without its part along the group; or rotation: turned "
+        "as the group is turned to its code",
+        choices=CODE_BACKWARDS,
+        needs=(WITH_CODES, WITH_TANGENTS),
+    )
     subspace_rank: int = option(
         0,
         "rank of a frozen subspace at each block's end; 0 = off",
@@ -139,14 +150,18 @@ class LocalGPTConfig(RuleOptions):
         choices=SUBSPACES,
         needs=("has no effect without subspace_rank", lambda config: config.subspace_rank > 0),
     )
+    resid_bits: int = option(
+        0,
+        "bits that every number of the block's output is rounded to, on a scale of its token; 0 = off",
+        minimum=0,
+        maximum=8,
+        needs=ONLY_BOTTLENECK,
+    )
     bottleneck_at: str = option(
         "",
         "blocks with a bottleneck at their end, such as 0,2; empty = all",
         needs=(
-            (
-                "has no effect without resid_topk, vq_codes or subspace_rank",
-                lambda config: config.narrows_stream,
-            ),
+            WITH_BOTTLENECK,
             (
                 "has no effect with subspace_mode='constrain', which needs every block",
                 lambda config: config.subspace_mode == "project",
@@ -185,7 +200,7 @@ class LocalGPTConfig(RuleOptions):
         choices=FEEDBACK_SOURCES,
         needs=(
             BETWEEN_LAYERS,
-            ("needs a rule whose feedback stays as it is drawn, as here it is read", _feedback_stays),
+            WITH_FIXED_FEEDBACK,
         ),
     )
 
@@ -193,6 +208,8 @@ class LocalGPTConfig(RuleOptions):
         super().__post_init__()
         allowed = f"must be divisible by n_head={self.n_head}"
         require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, allowed)
+        allowed = f"must divide n_embd={self.n_embd}"
+        require(self.n_embd % self.vq_groups == 0, "vq_groups", self.vq_groups, allowed)
         rule = RULES[self.method]
         if rule.error != "output":
             users = " or ".join(name for name, rule in RULES.items() if rule.error == "output")
@@ -242,7 +259,8 @@ class LocalGPTConfig(RuleOptions):
     @property
     def narrows_stream(self) -> bool:
         """Whether the residual stream has a bottleneck at the end of some block."""
-        return self.resid_topk > 0 or self.vq_codes > 0 or self.subspace_rank > 0
+        sizes = (self.resid_topk, self.vq_codes, self.subspace_rank, self.resid_bits)
+        return any(size > 0 for size in sizes)
 
     def has_bottleneck(self, block: int) -> bool:
         """Return whether what narrows the stream stands at the end of ``block``, counted from 0."""
@@ -251,5 +269,5 @@ class LocalGPTConfig(RuleOptions):
     @property
     def is_exact(self) -> bool:
         """Whether every backward pass is the true derivative: backpropagation without surrogates."""
-        skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0
+        skips = self.ste_sigmoid or self.ste_gelu or self.vq_codes > 0 or self.resid_bits > 0
         return RULES[self.method].is_derivative and not skips and self.ln_mode in ("bp", "projected", "none")

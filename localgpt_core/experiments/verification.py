@@ -16,7 +16,7 @@ SHOWN = 3  # differences that a verdict spells out
 
 # Of the scale of a quantity of the diagnostics, on another machine: at step 0, where only rounding differs.
 DIAGNOSTICS_AT_START, DIAGNOSTICS_LATER = 0.01, 0.2
-OF_SCALE_1 = ("total_cosine", "cosine", "feedback", "radial", "unused", "concentration")
+OF_SCALE_1 = ("total_cosine", "cosine", "feedback", "radial", "vq_radial", "unused", "concentration")
 FEW_TOKENS = 5  # a point of the training curve, or of ``eval_between``, rests on fewer than the last one
 RATES = 1e-5  # relative: the schedule's cosine is another one in its last digits
 FLOPS = 0.05  # relative: versions count what surrounds the steps differently, which a verdict says

@@ -1,12 +1,11 @@
 """Operations with a backward pass of their own.
 
-The linear layer with the one autograd Function behind every rule, feedback points, local derivatives,
-bottlenecks, and what moves between the steps of a network that holds feedback. Each is chosen at
-construction and works without the GPT.
+The linear layer with the one autograd Function behind every rule, feedback points, local derivatives, and
+what moves between the steps of a network that holds feedback. Each is chosen at construction and works
+without the GPT.
 """
 
-from localgpt_core.layers.between_steps import align, feedback_places, learned, mirror, mirrored
-from localgpt_core.layers.bottlenecks import (
+from localgpt_core.bottlenecks import (
     FrozenSubspace,
     HardTopK,
     TopK,
@@ -14,6 +13,7 @@ from localgpt_core.layers.bottlenecks import (
     keep_winners,
     quantised,
 )
+from localgpt_core.layers.between_steps import align, feedback_places, learned, mirror, mirrored
 from localgpt_core.layers.convolution import LocalConv2d, LocalConv2dFunction
 from localgpt_core.layers.feedback_points import FeedbackPoint, ReadingPoint
 from localgpt_core.layers.linear import LocalLayer, LocalLinear, LocalLinearFunction, publish_error

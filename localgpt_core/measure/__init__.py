@@ -19,6 +19,7 @@ from localgpt_core.measure.cost import (
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.measure.inside import (
     choices,
+    code_radial_shares,
     concentration,
     entropy_bits,
     gates,
@@ -38,6 +39,7 @@ __all__ = [
     "alignment_flops",
     "alignment_in_forward_passes",
     "choices",
+    "code_radial_shares",
     "codebook_fit_flops",
     "concentration",
     "describe",

@@ -8,6 +8,7 @@ from torch import Tensor
 from localgpt_core.measure.alignment import alignment, feedback_cosines
 from localgpt_core.measure.inside import (
     choices,
+    code_radial_shares,
     concentration,
     entropy_bits,
     gates,
@@ -34,8 +35,8 @@ def measure_into(
     stands in for); ``residual_rms``, ``rule_rms`` and ``exact_rms`` one list per step, by block.
 
     What goes on inside the model (`localgpt_core.measure.inside`) has one list per place, each where there is
-    such a place: ``radial`` on the batch; ``unused`` and ``entropy``, or ``concentration``, on the tokens
-    ``text`` (B, T), of which there should be many; ``gates``.
+    such a place: ``radial`` and ``vq_radial`` on the batch; ``unused`` and ``entropy``, or ``concentration``,
+    on the tokens ``text`` (B, T), of which there should be many; ``gates``.
     """
     measured = alignment(model, idx, targets, seed=step)
     matrices = {name for name, p in model.named_parameters() if p.ndim >= 2}
@@ -49,6 +50,7 @@ def measure_into(
         "norm_ratio": {name: value for name, value in measured.norm_ratio.items() if name in matrices},
         "feedback": feedback_cosines(model, idx, seed=step),
         "radial": radial_shares(model, idx, targets),
+        "vq_radial": code_radial_shares(model, idx, targets),
         "gates": gates(model),
     }
     chosen = choices(model, text)

@@ -4,14 +4,17 @@ Numbers take 16 bits. Forward, the cheapest description of the stream behind blo
 
     nothing narrows it      16 C
     k-WTA                   16 k + log2 binom(C, k)         the values and which they are
-    frozen codebook         log2 K + 16                     code and norm
+    frozen codebook         G (log2 K + 16)                 codes and norms of G groups
+      of one fixed norm     G log2 K                        codes
+    rounding to b bits      b C + 16                        numbers and their scale
     frozen subspace         16 r                            coordinates
     constrained subspace    16 r + log2 V                   coordinates, and the token for its embedding
 
 Backward, the error of the stream: as many numbers as can arrive at what lies below. A masked or projected
-gradient has k or r of them. Under the constraint the blocks below need r, but trained embeddings all C. A
-codebook's backward pass is the identity. Direct feedback between (sub)layers sends nothing back; the output's
-error, 16 V, goes to all stages at once.
+gradient has k or r of them, as places and subspace are known above too. Under the constraint the blocks below
+need r, but trained embeddings all C. At codes and rounded numbers it is all C: what a codebook's backward
+pass takes out of the gradient lies along the stream as it was before, which only the stage below knows.
+Direct feedback between (sub)layers sends nothing back; the output's error, 16 V, goes to all stages at once.
 """
 
 import math
@@ -52,7 +55,10 @@ def stage_message(config: LocalGPTConfig, block: int) -> StageMessage:
         forward.append(BITS * k + math.ceil(math.log2(math.comb(C, k))))
         numbers.append(k)
     if narrow and config.vq_codes:
-        forward.append(math.ceil(math.log2(config.vq_codes)) + BITS)
+        norms = config.vq_groups if config.vq_rms == "token" else 0
+        forward.append(math.ceil(config.vq_groups * math.log2(config.vq_codes)) + BITS * norms)
+    if narrow and config.resid_bits:
+        forward.append(config.resid_bits * C + BITS)
     if r:
         forward.append(BITS * r + (math.ceil(math.log2(V)) if constrained else 0))
         if not constrained or config.freeze_emb:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bottlenecks import FrozenSubspace, TopK, UniformRounding, VQResidualDir
 from localgpt_core.common.modes import MaybeExact, as_autocast, in_forward_mode, recording
 from localgpt_core.config import LocalGPTConfig
-from localgpt_core.layers.bottlenecks import FrozenSubspace, TopK, VQResidualDir
 from localgpt_core.layers.feedback_points import FeedbackPoint, ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import FixedNorm, LayerNormProjectedSurrogate, LayerNormSTE
@@ -211,9 +211,12 @@ class Block(nn.Module):
         self.constrains = config.subspace_mode == "constrain"
         if config.vq_codes and narrow:
             seed = None if config.vq_shared else index
-            self.vq = VQResidualDir(config.n_embd, config.vq_codes, seed, dtype)
+            options = {"groups": config.vq_groups, "rms": config.vq_rms, "backward": config.vq_backward}
+            self.vq = VQResidualDir(config.n_embd, config.vq_codes, seed, dtype, **options)
         if config.subspace_rank and narrow:
             self.subspace = FrozenSubspace(config.n_embd, config.subspace_rank, dtype=dtype)
+        if config.resid_bits and narrow:
+            self.rounding = UniformRounding(config.resid_bits)
         if config.dfa_granularity == "sublayer":
             self.feedback_attn = feedback_point(config, dtype)
         if config.dfa_granularity != "layer":
@@ -221,7 +224,7 @@ class Block(nn.Module):
 
     def bottlenecks(self) -> list[nn.Module]:
         """Return what narrows the stream at the block's end, in the order of the forward pass."""
-        names = ("winners", "vq") if self.constrains else ("winners", "vq", "subspace")
+        names = ("winners", "vq") if self.constrains else ("winners", "vq", "subspace", "rounding")
         return [self._modules[name] for name in names if name in self._modules]
 
     def forward(self, x: Tensor, taps: list[Tensor], cache: Cache | None = None) -> Tensor:

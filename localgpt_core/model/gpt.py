@@ -3,7 +3,7 @@ r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
     x = dropout(tok_emb(idx) + pos_emb(0..T-1))                                           (B, T, C)
     for each block:   x = x + alpha_attn attn(ln1(x))
                       x = x + alpha_mlp  mlp(ln2(x))            (gates only with gated_blocks)
-                      x = subspace(vq(topk(x)))                 (each only where asked for)
+                      x = subspace(vq(topk(x))), or rounded     (each only where asked for)
     logits = head(ln_f(x))                                                                (B, T, V)
 
 With ``subspace_mode="constrain"`` the projection acts on what attn and mlp write instead, so that the stream
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localgpt_core.bottlenecks import VQResidualDir, quantised
 from localgpt_core.common.modes import evaluation_mode, watch, wide
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
 from localgpt_core.corpus.sequences import IGNORED
 from localgpt_core.layers.between_steps import align, feedback_places, mirrored, publish_error
-from localgpt_core.layers.bottlenecks import VQResidualDir, quantised
 from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import gain

@@ -178,6 +178,8 @@ LIVE += [
     Variant("fused", {"attn_mode": "softmax", "fuse_attn_local": True, "ln_mode": "ste", "ste_gelu": True}),
     Variant("narrow", {"vq_codes": 64, "mlp_topk": 8, "subspace_rank": 8, "gated_blocks": True}),
     Variant("winners", {"resid_topk": 8, "ste_sigmoid": True, "ste_gelu": True, "gelu_surrogate": "steps"}),
+    Variant("codes", {"vq_codes": 16, "vq_groups": 8, "vq_rms": "fixed", "vq_backward": "rotation"}),
+    Variant("rounded", {"resid_bits": 4}),
     Variant("bfloat16", {"ln_mode": "none"}, train={"precision": "bfloat16", "compile": True}),
     Variant("float64", {"ln_mode": "projected"}, train={"precision": "float64", "freeze_body": True}),
 ]
@@ -198,7 +200,7 @@ def test_every_rule_and_option_has_all_its_time_in_kinds_that_are_known(live):
         assert all(share >= 0 for share in shares.values()), one
         assert {kind for kind, share in shares.items() if share} >= usual, one.name
         assert one.peak_share > 0 and one.unprofiled > 0
-    assert all(live[name].kinds["bottlenecks"] > 0 for name in ("narrow", "winners"))
+    assert all(live[name].kinds["bottlenecks"] > 0 for name in ("narrow", "winners", "codes", "rounded"))
     assert live["bp"].kinds["bottlenecks"] == 0.0
 
 

@@ -50,6 +50,35 @@ MODEL_REFUSALS = {
         ({"vq_init": "ones", "vq_codes": 3}, "vq_init='ones': allowed are 'random', 'kmeans'"),
         ({"vq_init": "kmeans"}, "vq_init='kmeans': has no effect without vq_codes"),
     ],
+    "vq_groups": [
+        ({"vq_groups": 0, "vq_codes": 3}, "vq_groups=0: must be an integer of at least 1 and at most 12"),
+        ({"vq_groups": 13, "vq_codes": 3}, "vq_groups=13: must be an integer of at least 1 and at most 12"),
+        ({"vq_groups": 5, "vq_codes": 3}, "vq_groups=5: must divide n_embd=12"),
+        ({"vq_groups": 3}, "vq_groups=3: has no effect without vq_codes"),
+    ],
+    "vq_rms": [
+        ({"vq_rms": "block", "vq_codes": 3}, "vq_rms='block': allowed are 'token', 'fixed'"),
+        ({"vq_rms": "fixed"}, "vq_rms='fixed': has no effect without vq_codes"),
+    ],
+    "vq_backward": [
+        (
+            {"vq_backward": "exact", "vq_codes": 3},
+            "vq_backward='exact': allowed are 'identity', 'tangent', 'rotation'",
+        ),
+        ({"vq_backward": "tangent"}, "vq_backward='tangent': has no effect without vq_codes"),
+        (
+            {"vq_backward": "tangent", "vq_codes": 3, "vq_groups": 12},
+            "vq_backward='tangent': needs groups of at least 2 units",
+        ),
+    ],
+    "resid_bits": [
+        ({"resid_bits": 9}, "resid_bits=9: must be an integer of at least 0 and at most 8"),
+        ({"resid_bits": -1}, "resid_bits=-1: must be an integer"),
+        *(
+            ({"resid_bits": 4, name: 2}, "resid_bits=4: must be the only bottleneck")
+            for name in ("resid_topk", "vq_codes", "subspace_rank")
+        ),
+    ],
     "subspace_mode": [
         ({"subspace_mode": "cut", "subspace_rank": 3}, "subspace_mode='cut': allowed are 'project', "),
         ({"subspace_mode": "constrain"}, "subspace_mode='constrain': has no effect without subspace_rank"),
@@ -59,7 +88,7 @@ MODEL_REFUSALS = {
         ({"gate_start": math.inf, "gated_blocks": True}, "gate_start=inf: must be finite"),
     ],
     "bottleneck_at": [
-        ({"bottleneck_at": "0"}, "bottleneck_at='0': has no effect without resid_topk, vq_codes or"),
+        ({"bottleneck_at": "0"}, "bottleneck_at='0': has no effect without resid_topk, vq_codes, subspace"),
         *(
             ({"bottleneck_at": at, "vq_codes": 3}, f"bottleneck_at={at!r}: must be ascending block numbers")
             for at in ("2", "1,0", "0,0", "00", "01", "\u0660", "a", "0;1", "-1", "0,", ",", " 1")
@@ -365,6 +394,10 @@ DIFFERENCES = {
     "ste_gelu": ({}, True),
     "gelu_surrogate": ({"ste_gelu": True}, "steps"),
     "vq_shared": ({"vq_codes": 5}, False),
+    "vq_groups": ({"vq_codes": 5}, 3),
+    "vq_rms": ({"vq_codes": 5}, "fixed"),
+    "vq_backward": ({"vq_codes": 5}, "rotation"),
+    "resid_bits": ({}, 3),
     "subspace_mode": ({"subspace_rank": 5}, "constrain"),
     "bottleneck_at": ({"vq_codes": 5}, "1"),
     "gate_start": ({"gated_blocks": True}, 0.5),
@@ -437,6 +470,10 @@ OPTIONS = {
     "gelu_surrogate": st.sampled_from(["identity", "relu", "steps"]),
     "vq_shared": st.booleans(),
     "vq_init": st.sampled_from(["random", "kmeans"]),
+    "vq_groups": few,
+    "vq_rms": st.sampled_from(["token", "fixed"]),
+    "vq_backward": st.sampled_from(["identity", "tangent", "rotation"]),
+    "resid_bits": few,
     "subspace_mode": st.sampled_from(["project", "constrain"]),
     "bottleneck_at": st.sampled_from(["", "0", "1", "0,1", "2"]),
     "gate_start": st.sampled_from([1.0, 0.0]),

@@ -13,9 +13,10 @@ from torch.nn import functional
 import localgpt_core
 from localgpt_core import HardTopK, LayerNormProjectedSurrogate, LayerNormSTE, LocalLinear, RuleOptions
 from localgpt_core import SoftmaxValueMixLocalFn as SoftmaxValueMix
+from localgpt_core.bottlenecks import UniformRounding, VQResidualDir
 from localgpt_core.common import exact_derivatives
 from localgpt_core.common.functions import LocalFunction
-from localgpt_core.layers import FeedbackPoint, LocalConv2d, VQResidualDir, publish_error
+from localgpt_core.layers import FeedbackPoint, LocalConv2d, publish_error
 from localgpt_core.layers.shared_input import outputs_of
 from localgpt_core.layers.surrogates import (
     GELUSTE,
@@ -146,7 +147,18 @@ CASES = {
         "": (lambda x: HardTopK.apply(x, 2), (x(),)),
         "all": (lambda x: HardTopK.apply(x, C), (x(),)),
     },
-    "_NearestDirection": {"": (VQResidualDir(C, 11).double(), (x(),))},
+    "_NearestDirection": {"": (VQResidualDir(C, 11).double(), (x(),))}
+    | {
+        f"{groups}-{rms}-{backward}": (
+            VQResidualDir(C, 11, groups=groups, rms=rms, backward=backward).double(),
+            (x(),),
+        )
+        for groups, rms, backward in (
+            *((1, "token", "tangent"), (2, "token", "rotation")),
+            *((3, "fixed", "tangent"), (2, "fixed", "rotation"), (2, "fixed", "identity")),
+        )
+    },
+    "_RoundedStraightThrough": {"": (UniformRounding(3), (x(),))},
     "LocalConv2dFunction": {method: convolution(method) for method in ("bp", "fa", "sign_sym", "kp")},
     "LocalLinearFunction": {method: linear(method) for method in ("bp", "fa", "dfa", "sign_sym", "kp")},
     "SharedInputFunction": {method: together(method) for method in ("fa", "dfa", "sign_sym", "kp")},
@@ -399,6 +411,8 @@ def test_a_change_in_place_is_right_or_refused(use):
         "SigmoidValueMixFn-",
         "HardTopK-",
         "_NearestDirection-",
+        "_NearestDirection-3-fixed-tangent",
+        "_RoundedStraightThrough-",
         "LayerNormSurrogateFunction-projected",
     ],
 )
@@ -418,6 +432,9 @@ ELEMENTWISE = {
     "steps": lambda x: GELUStepSurrogate.apply(x, "steps"),
     "winners": lambda x: HardTopK.apply(x, 2),
     "codes": VQResidualDir(C, 11),
+    "codes-tangent": VQResidualDir(C, 11, groups=2, backward="tangent"),
+    "codes-rotation": VQResidualDir(C, 11, groups=3, rms="fixed", backward="rotation"),
+    "rounded": UniformRounding(4),
     "projected": LayerNormProjectedSurrogate(C, "projected"),
     "scale": LayerNormProjectedSurrogate(C, "scale"),
     "center_scale": LayerNormProjectedSurrogate(C, "center_scale"),
@@ -469,8 +486,9 @@ def test_steps_are_cut_where_they_are_in_half_precision_too(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_codes_and_norms_of_half_tokens_are_rounded_once(dtype):
-    vq, h = VQResidualDir(C, 11), normal(B, T, C, dtype=dtype)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_codes_and_norms_of_half_tokens_are_rounded_once(groups, dtype):
+    vq, h = VQResidualDir(C, 11, groups=groups), normal(B, T, C, dtype=dtype)
     assert torch.equal(vq.codes(h), vq.codes(h.float()))
     assert torch.equal(vq(h), vq(h.float()).to(dtype))
     with exact_derivatives(vq):

@@ -16,8 +16,8 @@ from localgpt_core import (
     VQResidualDir,
     alignment,
 )
+from localgpt_core.bottlenecks import HardTopK, UniformRounding, keep_winners
 from localgpt_core.common.modes import exact_derivatives
-from localgpt_core.layers.bottlenecks import HardTopK, keep_winners
 
 # ------------------------------------------------------------ the numbers
 
@@ -263,6 +263,9 @@ def test_exact_derivatives_are_those_of_the_plain_model(case, method):
         LayerNormProjectedSurrogate(6, "center_scale"),
         LayerNormProjectedSurrogate(6, "projected"),
         VQResidualDir(6, 5),
+        VQResidualDir(6, 5, groups=2, backward="tangent"),
+        VQResidualDir(6, 5, groups=3, rms="fixed", backward="rotation"),
+        UniformRounding(3),
     ],
     ids=lambda module: f"{type(module).__name__}-{getattr(module, 'mode', '')}",
 )

@@ -89,6 +89,7 @@ def test_what_goes_on_inside_is_measured_at_that_step():
     counts = internals.choices(run.model, text)
     expected = {
         "radial": internals.radial_shares(run.model, *run.batch(2)),
+        "vq_radial": internals.code_radial_shares(run.model, *run.batch(2)),
         "gates": internals.gates(run.model),
         "unused": {place: internals.unused_share(found) for place, found in counts.items()},
         "entropy": {place: internals.entropy_bits(found) for place, found in counts.items()},

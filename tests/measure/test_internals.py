@@ -9,8 +9,10 @@ from cases import make_batch, make_model, normal
 from torch import nn
 from torch.nn import functional
 
+from localgpt_core import VQResidualDir
 from localgpt_core.measure.inside import (
     choices,
+    code_radial_shares,
     concentration,
     entropy_bits,
     gates,
@@ -81,6 +83,19 @@ def test_the_codes_are_counted_where_there_is_a_codebook():
     nearest = [max(range(11), key=lambda k: torch.dot(codebook[k], token)) for token in h.flatten(0, 1)]
     assert counts["blocks.1.vq"].tolist() == [nearest.count(k) for k in range(11)]
     assert choices(make_model(), IDX) == {}
+
+
+def test_the_codes_of_every_group_are_counted():
+    model = make_model(vq_codes=5, vq_groups=3, bottleneck_at="0")
+    counts = choices(model, IDX)["blocks.0.vq"]
+    h, codebook = inputs_of(model, "blocks.0.vq").flatten(0, 1), model.blocks[0].vq.codebook
+    for j in range(3):
+        part = h[:, 4 * j : 4 * j + 4]
+        nearest = [max(range(5), key=lambda k, t=t: torch.dot(codebook[j, k], t)) for t in part]
+        assert counts[j].tolist() == [nearest.count(k) for k in range(5)]
+    assert counts.shape == (3, 5)
+    expected = sum(entropy_bits(row) for row in counts) / 3
+    assert entropy_bits(counts) == pytest.approx(expected, abs=1e-12)
 
 
 def test_concentration_against_a_loop():
@@ -167,10 +182,34 @@ def test_looking_changes_nothing():
     torch.manual_seed(0)
     state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
     choices(model, IDX), concentration(model, IDX), radial_shares(model, IDX, TARGETS), gates(model)
+    code_radial_shares(model, IDX, TARGETS)
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_radial_share_at_a_codebook_is_what_a_tangent_leaves_out(groups):
+    options = {"vq_codes": 5, "vq_groups": groups, "bottleneck_at": "1"}
+    model = make_model(**options)
+    found = code_radial_shares(model, IDX, TARGETS)
+    vq, seen = model.blocks[1].vq, {}
+    hook = vq.register_forward_hook(lambda m, a, y: seen.update(h=a[0].detach(), y=y))
+    (g,) = torch.autograd.grad(model(IDX, TARGETS)[1], seen["y"])
+    hook.remove()
+    h = seen["h"].requires_grad_(True)
+    twin = VQResidualDir(C, 5, groups=groups, backward="tangent").double()
+    (kept,) = torch.autograd.grad(twin(h), h, g)
+    assert found == {"blocks.1.vq": pytest.approx(1 - (kept.norm() / g.norm()).item() ** 2, rel=1e-9)}
+    assert 0.01 < found["blocks.1.vq"] < 0.99
+    assert code_radial_shares(make_model(), IDX, TARGETS) == {}
+
+
+def test_where_no_gradient_arrives_a_codebook_has_no_share():
+    model = make_model(vq_codes=5).requires_grad_(False)
+    model.head.weight.requires_grad_(True)
+    assert all(math.isnan(share) for share in code_radial_shares(model, IDX, TARGETS).values())
 
 
 # ------------------------------------------------------------ gates

@@ -15,6 +15,15 @@ CASES = [
     ({"resid_topk": 12}, (192, 192, 0)),
     ({"vq_codes": 1000}, (10 + 16, 192, 0)),
     ({"vq_codes": 1}, (16, 192, 0)),
+    ({"vq_codes": 1000, "vq_groups": 3}, (30 + 3 * 16, 192, 0)),  # 3 log2 1000 = 29.9
+    ({"vq_codes": 16, "vq_groups": 3, "vq_rms": "fixed"}, (12, 192, 0)),
+    ({"vq_codes": 5, "vq_groups": 3, "vq_rms": "fixed", "vq_backward": "tangent"}, (7, 192, 0)),  # of 125
+    ({"vq_codes": 16, "vq_groups": 6, "vq_backward": "rotation"}, (24 + 96, 192, 0)),
+    ({"vq_codes": 1, "vq_rms": "fixed"}, (0, 192, 0)),
+    ({"vq_codes": 2, "vq_groups": 12}, (192, 192, 0)),  # 12 (1 + 16) is more than the stream as it is
+    ({"resid_bits": 8}, (12 * 8 + 16, 192, 0)),
+    ({"resid_bits": 2}, (24 + 16, 192, 0)),
+    ({"resid_bits": 2, "method": "dfa", "dfa_granularity": "block"}, (40, 0, 112)),
     ({"subspace_rank": 4}, (64, 64, 0)),
     ({"subspace_rank": 4, "subspace_mode": "constrain"}, (64 + 3, 192, 0)),
     ({"subspace_rank": 4, "subspace_mode": "constrain", "freeze_emb": True}, (64 + 3, 64, 0)),
@@ -38,10 +47,15 @@ def test_only_the_boundaries_with_a_bottleneck_are_narrow():
 
 @pytest.mark.parametrize(
     ("options", "narrow"),
-    [({"resid_topk": 3}, (56, 48, 0)), ({"subspace_rank": 4}, (64, 64, 0))],
-    ids=["resid_topk", "subspace"],
+    [
+        ({"resid_topk": 3}, (56, 48, 0)),
+        ({"subspace_rank": 4}, (64, 64, 0)),
+        ({"resid_bits": 4}, (64, 192, 0)),
+        ({"vq_codes": 16, "vq_groups": 2, "vq_rms": "fixed"}, (8, 192, 0)),
+    ],
+    ids=["resid_topk", "subspace", "resid_bits", "codes"],
 )
-def test_neither_winners_nor_a_subspace_narrow_another_boundary(options, narrow):
+def test_no_bottleneck_narrows_another_boundary(options, narrow):
     config = LocalGPTConfig(**SIZES, **options, bottleneck_at="1")
     assert [stage_message(config, i) for i in (0, 1)] == [StageMessage(192, 192, 0), StageMessage(*narrow)]
 

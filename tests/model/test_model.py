@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from localgpt_core import FrozenSubspace, HardTopK, LocalGPT, LocalGPTConfig, VQResidualDir
-from localgpt_core.layers.bottlenecks import quantised
+from localgpt_core.bottlenecks import quantised
 from localgpt_core.model import gpt as model_module
 from localgpt_core.model.blocks import Attention, Block
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later

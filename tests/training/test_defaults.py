@@ -20,6 +20,10 @@ RUNS = {
         {"attn_mode": "softmax", "fuse_attn_local": True, "dropout": 0.1},
         {"precision": "bfloat16"},
     ),
+    "codes": (
+        {"vq_codes": 5, "vq_groups": 2, "vq_init": "kmeans", "vq_rms": "fixed", "vq_backward": "tangent"},
+        {"vq_start": 3},
+    ),
     "float64": ({"ln_mode": "none", "vq_codes": 5}, {"precision": "float64"}),
 }
 

@@ -18,11 +18,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from toys import interrupt_after, toy_corpus, toy_model, toy_spec, toy_text, toy_train
 
+from localgpt_core.bottlenecks import VQResidualDir
 from localgpt_core.config import TrainConfig
 from localgpt_core.corpus.batches import batch
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.execution import execute
-from localgpt_core.layers.bottlenecks import VQResidualDir
 from localgpt_core.measure import cost
 from localgpt_core.measure.cost import alignment_flops, peak_memory_mib, reset_peak_memory
 from localgpt_core.model.gpt import LocalGPT

@@ -6,8 +6,8 @@ from cases import B, T, normal
 from reference import nearest
 
 from localgpt_core import FrozenSubspace, HardTopK, VQResidualDir
-from localgpt_core.layers import bottlenecks
-from localgpt_core.layers.bottlenecks import keep, largest
+from localgpt_core.bottlenecks import selection
+from localgpt_core.bottlenecks.selection import keep, largest
 
 C, K = 6, 11
 
@@ -77,11 +77,11 @@ def test_a_row_that_is_not_a_number_keeps_k_entries_and_spoils_no_other_row():
 
 @pytest.mark.parametrize("shape", [(T, C), (B, T, C), (0, C)], ids=str)
 def test_the_selection_is_a_well_formed_operator(shape):
-    torch.library.opcheck(bottlenecks._winners_on_the_cpu, (normal(*shape).abs(), 2))
-    torch.library.opcheck(bottlenecks._winners_on_the_cpu, (torch.ones(shape), 2))
+    torch.library.opcheck(selection._winners_on_the_cpu, (normal(*shape).abs(), 2))
+    torch.library.opcheck(selection._winners_on_the_cpu, (torch.ones(shape), 2))
     # Strides of its own: a compiler that expects others fails far from here.
     torch.library.opcheck(
-        bottlenecks._winners_on_the_cpu, (normal(*shape[::-1], shape[-1]).abs().transpose(0, 1), 2)
+        selection._winners_on_the_cpu, (normal(*shape[::-1], shape[-1]).abs().transpose(0, 1), 2)
     )
 
 
@@ -93,8 +93,8 @@ def test_a_mask_keeps_entries_as_they_are(dtype):
     x[~mask] = torch.tensor([torch.inf, -torch.inf, torch.nan]).to(dtype).repeat(x.numel())[: (~mask).sum()]
     kept = keep(x, mask)
     assert torch.equal(kept, torch.where(mask, x, 0)) and kept.isfinite().all()
-    torch.library.opcheck(bottlenecks._keep_on_the_cpu, (x, mask))
-    torch.library.opcheck(bottlenecks._keep_on_the_cpu, (x.transpose(0, 1), mask.transpose(0, 1)))
+    torch.library.opcheck(selection._keep_on_the_cpu, (x, mask))
+    torch.library.opcheck(selection._keep_on_the_cpu, (x.transpose(0, 1), mask.transpose(0, 1)))
 
 
 # What torch.compile uses of PyTorch is partly deprecated by PyTorch.
@@ -146,8 +146,8 @@ def test_the_search_finds_the_largest_entry_and_the_first_of_equals(dtype):
 
 @pytest.mark.parametrize("shape", [(T, K), (B, T, K), (0, K)], ids=str)
 def test_the_search_is_a_well_formed_operator(shape):
-    torch.library.opcheck(bottlenecks._largest_on_the_cpu, (normal(*shape),))
-    torch.library.opcheck(bottlenecks._largest_on_the_cpu, (normal(*shape[::-1], shape[-1]).transpose(0, 1),))
+    torch.library.opcheck(selection._largest_on_the_cpu, (normal(*shape),))
+    torch.library.opcheck(selection._largest_on_the_cpu, (normal(*shape[::-1], shape[-1]).transpose(0, 1),))
 
 
 def test_quantising_twice_changes_nothing():
