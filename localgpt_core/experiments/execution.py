@@ -18,6 +18,7 @@ from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.model.sampling import sample_text
+from localgpt_core.parallel.processes import ProcessLost
 from localgpt_core.records import RunRecord, read_record
 from localgpt_core.records.specs import RunSpec
 from localgpt_core.training.checkpoints import Checkpoint, lengthened, load_checkpoint
@@ -167,7 +168,7 @@ def execute(
     result, changes = None, {}
     try:
         result = train(spec.model, spec.train, corpus, settings)
-    except (Refusal, OSError):
+    except (Refusal, OSError, ProcessLost):
         raise
     except Exception as failure:
         changes = {"error": _said(failure), "wall_time_s": time.perf_counter() - clock}
