@@ -157,7 +157,7 @@ def execute(
         parameters={},
         curves={},
         sample="",
-        environment=environment(str(settings.device)),
+        environment={**environment(str(settings.device)), **_parts(settings)},
         provenance={
             "command": _command(),
             **code_version(PACKAGE),
@@ -183,6 +183,12 @@ def execute(
             record.write(out)
         record = replace(record, **_sample(result.model, corpus.vocabulary))
     return record, result
+
+
+def _parts(settings: RunSettings) -> dict[str, int]:
+    """Return in which parts a batch is computed, where it is not one."""
+    parts = {"processes": settings.processes.count, "accumulate": settings.accumulate}
+    return parts if settings.split.count > 1 else {}
 
 
 def _measured(result: TrainResult) -> dict[str, Any]:

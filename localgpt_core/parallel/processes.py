@@ -1,9 +1,9 @@
 """The processes that make a run together: the first one leads, the others follow.
 
 ``torchrun --nproc-per-node N`` starts them, and each finds the others by `launched`. The first one alone
-reads the command line, files and clocks, decides what comes next, and writes. It announces every run, with all
-that the run needs, and before every step which one it is; the others take the same step on rows of their own.
-So runs, checkpoints and locks are those of one process, and a folder is nothing that they must share.
+reads the command line, files and clocks, decides what comes next, and writes. It announces every run, with
+all that the run needs, and before every step which one it is; the others take the same step on rows of their
+own. So runs, checkpoints and locks are those of one process, and a folder is nothing that they must share.
 
 The numbers of all are added up in one place, `Processes.add_up`, as one flat tensor: gradients and loss, or
 what feedback follows. torch's DistributedDataParallel does that during the backward pass, but for parameters
@@ -112,9 +112,8 @@ class Group(Processes):
             yield
         except RuntimeError as error:
             first_line = str(error).partition("\n")[0]
-            raise ProcessLost(
-                f"another process of this run ended or does not answer: {first_line}"
-            ) from error
+            said = f"another process of this run ended or does not answer: {first_line}"
+            raise ProcessLost(said) from error
 
     def device(self, device: torch.device) -> torch.device:
         """Return the GPU of this process, by its number on its machine; the CPU is everyone's.
@@ -126,13 +125,10 @@ class Group(Processes):
 
         if device.type == "cpu":
             return device
-        require(
-            device.index is None, "device", str(device), "must be 'cuda': each process has a GPU of its own"
-        )
+        allowed = "must be 'cuda': each process has a GPU of its own"
+        require(device.index is None, "device", str(device), allowed)
         own, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        require(
-            own < there, "device", "cuda", f"{there} GPUs are too few: process {own} needs one of its own"
-        )
+        require(own < there, "device", "cuda", f"{there} are too few: process {own} needs one of its own")
         torch.cuda.set_device(own)
         return torch.device("cuda", own)
 
@@ -148,7 +144,9 @@ class Group(Processes):
         except Refusal:
             self.tell("end")
             raise
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, ProcessLost):
+                self.speaks()
             self.leave()
             raise
         self.tell("end")
@@ -223,9 +221,7 @@ class Group(Processes):
         differs = (own != first).any().to(own)[None]
         self.add_up([differs])
         if differs:
-            raise RuntimeError(
-                "the processes have come to different numbers: they need the same kind of device"
-            )
+            raise RuntimeError("the processes come to different numbers: they need one kind of device")
 
     def speaks(self) -> bool:
         """Return whether nobody has said yet why the run ends, and this process is to say it."""
@@ -250,4 +246,4 @@ class Group(Processes):
 @cache
 def launched() -> Processes:
     """Return the processes that ``torchrun`` has started this one with, which wait for each other here."""
-    return Group() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+    return ALONE if os.environ.get("WORLD_SIZE", "1") == "1" else Group()

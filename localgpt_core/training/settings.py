@@ -52,9 +52,9 @@ class RunSettings:
             a bar to a person who runs a notebook, and nothing elsewhere.
         diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
             itself is the same to the last bit.
-        accumulate: Parts that a process cuts its share of each batch into, to take one after the other: a batch
-            that no memory holds gives the same run, up to rounding. Like threads and processes this is no part
-            of what is asked of a run: its digest is the same, and its checkpoint goes on with any number.
+        accumulate: Parts that a process cuts its share of each batch into, to take one after the other: a
+            batch that no memory holds gives the same run, up to rounding. Like threads and processes this is
+            no part of what is asked of a run: its digest is the same, its checkpoint goes on with any number.
         processes: Those that make the run, see `localgpt_core.parallel`. This one leads; the others `follow`.
 
     Raises:
