@@ -32,17 +32,18 @@ class Part:
     Attributes:
         rows: Which.
         of: Rows of the batch.
-        places: Their numbers, where the batch is. A tensor, so that a compiled model serves all parts.
+        places: Their numbers, where the batch is; None for all rows. A tensor, so that a compiled model serves
+            all parts.
     """
 
     rows: slice
     of: int
-    places: Tensor
+    places: Tensor | None
 
     @property
     def is_whole(self) -> bool:
         """Whether these are all rows."""
-        return len(self.places) == self.of
+        return self.rows == slice(0, self.of)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Split:
         first = self.processes.rank * self.accumulate
         for i in range(first, first + self.accumulate):
             begin, end = i * rows // self.count, (i + 1) * rows // self.count
-            yield Part(slice(begin, end), rows, torch.arange(begin, end, device=device))
+            places = torch.arange(begin, end, device=device) if self.count > 1 else None
+            yield Part(slice(begin, end), rows, places)
 
     def one_after_the_other(self) -> "Split":
         """Return the same parts in this process alone."""
