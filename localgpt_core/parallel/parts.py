@@ -32,7 +32,7 @@ class Part:
     Attributes:
         rows: Which.
         of: Rows of the batch.
-        places: Their numbers, where the batch is; None for all rows. A tensor, so that a compiled model serves
+        places: Their numbers, where the batch is; None for all. A tensor, so that a compiled model serves
             all parts.
     """
 
