@@ -10,6 +10,8 @@ so that the error of every token, and all that is linear in it, is that of the w
 Whatever is drawn for a row is drawn for the whole batch, from the same key, and the row taken out of it: the
 numbers are those of one process with one part. That takes the memory of one layer's draw for the whole batch,
 and its time once per part; the rejected alternative, a key for every row, would change every run there is.
+The exception is a GPU's kernel of softmax attention, which draws its masks inside: there a run in parts drops
+other attention weights than one in one piece, the same in any number of parts.
 """
 
 from collections.abc import Callable, Iterator
