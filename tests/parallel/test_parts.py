@@ -123,4 +123,4 @@ def test_parts_are_noted_and_are_no_part_of_what_a_run_is():
     assert one.digest == several.digest == spec.digest
     assert "accumulate" not in one.environment
     assert (several.environment["accumulate"], several.environment["processes"]) == (3, 1)
-    assert "another accumulate" in judge(one, several).text
+    assert "another accumulate" in judge(one, several, 0.01).text
