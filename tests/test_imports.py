@@ -24,6 +24,7 @@ MODULES = {
 # A room may import rooms that stand above its own line only, wherever in its code the import stands.
 ROOMS = """
 common
+parallel
 matrices corpus
 rules
 config

@@ -119,9 +119,9 @@ def interrupt_after(monkeypatch, step):
     """Press Ctrl-C during the step that ends at ``step``."""
     original = run_state.training_step
 
-    def interrupted(*args):
-        loss = original(*args)
-        if args[-1] + 1 == step:
+    def interrupted(model, optimizer, config, idx, targets, at, *others):
+        loss = original(model, optimizer, config, idx, targets, at, *others)
+        if at + 1 == step:
             signal.raise_signal(signal.SIGINT)
         return loss
 

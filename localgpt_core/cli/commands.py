@@ -231,7 +231,7 @@ def main() -> None:
 def _status() -> int:
     """Return the exit status of the command that was asked for."""
     try:
-        status = app(standalone_mode=False) or 0
+        status = training.led(app)
         sys.stdout.flush()
         return status
     except SystemExit as stop:  # a reader of stdout that has gone away

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BOOK_RECORDS",
     "CORPUS_HELP",
+    "Accumulate",
     "CorpusName",
     "Device",
     "OtherCorpus",
@@ -54,6 +55,9 @@ OtherCorpus = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 Threads = Annotated[int, typer.Option(help="number of CPU threads of each run")]
+Accumulate = Annotated[
+    int, typer.Option(help="parts that a process takes its share of a batch in; the run is the same")
+]
 Records = Annotated[Path, typer.Option(help="folder with all records")]
 BOOK_RECORDS = Path("book/records")
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]

@@ -9,6 +9,7 @@ import typer
 
 from localgpt_core.cli.options import (
     BOOK_RECORDS,
+    Accumulate,
     Device,
     OtherCorpus,
     OtherPreset,
@@ -38,6 +39,7 @@ def run(
     device: Device = "cpu",
     jobs: Annotated[int, typer.Option(help="number of runs side by side")] = 1,
     threads: Threads = 1,
+    accumulate: Accumulate = 1,
     time_budget: Annotated[
         float | None,
         typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
@@ -69,11 +71,15 @@ def run(
         from localgpt_core.experiments.processes import STATUSES
         from localgpt_core.experiments.scheduler import SuiteRun
         from localgpt_core.experiments.suites import read_suite
+        from localgpt_core.parallel import launched
         from localgpt_core.training.settings import RunSettings
     require_integer("jobs", jobs, 1, MOST_JOBS)
+    processes, allowed = launched(), "must be 1 under torchrun, whose processes share a run"
+    require(jobs == 1 or processes.count == 1, "jobs", jobs, allowed)
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
-    settings = RunSettings(device=device, threads=threads, deadline=deadline)
+    parts = {"accumulate": accumulate, "processes": processes}
+    settings = RunSettings(device=device, threads=threads, deadline=deadline, **parts)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
     if not only:  # runs side by side are asked for one by one, and need not all say it
@@ -125,7 +131,10 @@ def campaign(
     with starting():
         from localgpt_core.campaigns import Campaign
         from localgpt_core.experiments.processes import STATUSES
+        from localgpt_core.parallel import launched
         from localgpt_core.training.settings import RunSettings
+    allowed = "processes of torchrun share a run, and those of a campaign go side by side"
+    require(launched().count == 1, "WORLD_SIZE", launched().count, allowed)
     number = _number_of(jobs or (AUTO if device.startswith("cuda") else "1"))
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     budget = float("inf") if time_budget is None else time_budget

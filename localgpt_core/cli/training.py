@@ -1,7 +1,10 @@
-"""The command that trains: one run, or one for each of several seeds."""
+"""The command that trains: one run, or one for each of several seeds; and what several processes train."""
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localgpt_core.cli.options import (
+    Accumulate,
     CorpusName,
     Device,
     Overwrite,
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from localgpt_core.records.specs import RunSpec
     from localgpt_core.training.settings import RunSettings
 
-__all__ = ["commands"]
+__all__ = ["commands", "led"]
 
 commands = typer.Typer()
 
@@ -44,6 +48,7 @@ def train(
     corpus: CorpusName = "shakespeare",
     device: Device = "cpu",
     threads: Threads = 1,
+    accumulate: Accumulate = 1,
     out: Annotated[Path, typer.Option(help="folder for the record and the checkpoint")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="go on from this run's checkpoint")] = False,
     overwrite: Overwrite = False,
@@ -66,16 +71,27 @@ def train(
     ] = None,
     overrides: dict[str, Any],
 ) -> None:
-    """Train one model, print a sample, write a record and a checkpoint."""
+    """Train one model, print a sample, write a record and a checkpoint.
+
+    Several processes, torchrun --nproc-per-node N -m localgpt_core train ..., make the same run together.
+    """
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
         from localgpt_core.experiments.execution import left_to_do
         from localgpt_core.experiments.locks import claim
+        from localgpt_core.parallel import launched
         from localgpt_core.records.specs import resolve_spec
         from localgpt_core.training.before import check_corpus
         from localgpt_core.training.settings import RunSettings
 
-    settings = RunSettings(device=device, threads=threads, resume=resume, diagnose_every=diagnose_every)
+    settings = RunSettings(
+        device=device,
+        threads=threads,
+        resume=resume,
+        diagnose_every=diagnose_every,
+        accumulate=accumulate,
+        processes=launched(),
+    )
     numbers = None if seeds is None else _numbers(seeds, "seed" in overrides)
     text = text_of(corpus, load_corpus(corpus))
     model, run, source = _fields(preset, config, overrides, text.vocab_size)
@@ -83,6 +99,7 @@ def train(
     specs = [resolve_spec(preset, model, values, text) for values in asked]
     for spec in specs:
         check_corpus(spec.model, spec.train, text)
+        settings.split.require_fits(spec.train.batch_size)
         require_writable("out", out / f"{spec.digest}.safetensors")
     failed = False
     todo = left_to_do(specs, out, resume=resume, overwrite=overwrite)
@@ -197,3 +214,31 @@ def _diverged(record: RunRecord) -> str:
 
 def _first_line(text: str) -> str:
     return text.partition("\n")[0]
+
+
+def led(app: typer.Typer) -> int:
+    """Return the exit status of the command, which the first of torchrun's processes runs for all.
+
+    The others take part in the runs that it trains. One of them all says why they end, if they fail.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return app(standalone_mode=False) or 0
+    with starting():
+        from localgpt_core.parallel import ProcessLost, launched
+        from localgpt_core.training.loop import follow
+
+        processes = launched()
+    try:
+        if processes.rank == 0:
+            return app(standalone_mode=False) or 0
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one stops for all
+        follow(processes)
+        return 0
+    except Exception as error:
+        if (processes.rank or isinstance(error, ProcessLost)) and not processes.speaks():
+            raise SystemExit(1) from None
+        raise
+    finally:
+        if processes.rank == 0:
+            with suppress(ProcessLost):
+                processes.end()

@@ -10,7 +10,7 @@ Every block here gives back what it found, also where blocks are nested or end b
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ __all__ = [
     "has_tangent",
     "in_float32",
     "in_forward_mode",
+    "inputs_of",
     "recorded",
     "recording",
     "set_for_a_while",
@@ -195,3 +196,10 @@ def watch(
             hook = module.register_forward_hook(lambda module, args, output, note=note: note(output))
             hooks.callback(hook.remove)
         model(idx)
+
+
+def inputs_of(model: nn.Module, idx: Tensor, modules: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
+    """Return what each of ``modules`` is given in ``model(idx)``, see `watch`."""
+    found: dict[nn.Module, Tensor] = {}
+    watch(model, idx, [(module, partial(found.__setitem__, module)) for module in modules])
+    return found

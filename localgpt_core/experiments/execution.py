@@ -18,6 +18,7 @@ from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.model.sampling import sample_text
+from localgpt_core.parallel.processes import ProcessLost
 from localgpt_core.records import RunRecord, read_record
 from localgpt_core.records.specs import RunSpec
 from localgpt_core.training.checkpoints import Checkpoint, lengthened, load_checkpoint
@@ -156,7 +157,7 @@ def execute(
         parameters={},
         curves={},
         sample="",
-        environment=environment(str(settings.device)),
+        environment={**environment(str(settings.device)), **_parts(settings)},
         provenance={
             "command": _command(),
             **code_version(PACKAGE),
@@ -167,7 +168,7 @@ def execute(
     result, changes = None, {}
     try:
         result = train(spec.model, spec.train, corpus, settings)
-    except (Refusal, OSError):
+    except (Refusal, OSError, ProcessLost):
         raise
     except Exception as failure:
         changes = {"error": _said(failure), "wall_time_s": time.perf_counter() - clock}
@@ -182,6 +183,12 @@ def execute(
             record.write(out)
         record = replace(record, **_sample(result.model, corpus.vocabulary))
     return record, result
+
+
+def _parts(settings: RunSettings) -> dict[str, int]:
+    """Return in which parts a batch is computed, where it is not one."""
+    parts = {"processes": settings.processes.count, "accumulate": settings.accumulate}
+    return parts if settings.split.count > 1 else {}
 
 
 def _measured(result: TrainResult) -> dict[str, Any]:

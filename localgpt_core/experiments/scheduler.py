@@ -139,6 +139,7 @@ class SuiteRun(RunMaker):
         options = ["--out", self.out, "--records", self.records]
         options += ["--corpus", self.corpus_name or self.suite.corpus]
         options += ["--device", self.settings.device, "--threads", self.settings.threads or 1]
+        options += ["--accumulate", self.settings.accumulate]
         if self.preset:
             options += ["--preset", self.preset]
         if math.isfinite(self.settings.deadline):

@@ -11,7 +11,8 @@ from localgpt_core.training.curves import as_the_last
 
 __all__ = ["FREE", "Verdict", "check_tolerance", "diagnose_every", "judge"]
 
-SAME_MACHINE = ("device", "threads", "torch", "python")
+SAME_MACHINE = ("device", "threads", "torch", "python", "processes", "accumulate")
+ONE_PART = {"processes": 1, "accumulate": 1}  # and not noted
 SHOWN = 3  # differences that a verdict spells out
 
 # Of the scale of a quantity of the diagnostics, on another machine: at step 0, where only rounding differs.
@@ -102,7 +103,7 @@ def judge(recorded: RunRecord, again: RunRecord, tolerance: float) -> Verdict:
     recorded, again = recorded.as_kept(), again.as_kept()
     if recorded.status != again.status:
         return Verdict(False, f"differs: recorded {recorded.status}, now {again.status}")
-    here, there = again.environment, recorded.environment
+    here, there = (ONE_PART | side.environment for side in (again, recorded))
     unknown = [key for key in SAME_MACHINE if key not in here or key not in there]
     differing = [key for key in SAME_MACHINE if key not in unknown and here[key] != there[key]]
     kinds = [side.get("device_type") for side in (there, here)]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from localgpt_core.common.validation import require
 from localgpt_core.layers.linear import publish_error
 from localgpt_core.matrices.jacobian import jvp_estimates
+from localgpt_core.parallel.parts import WHOLE, Part, Split
 from localgpt_core.rules.feedback import HoldsFeedback
 
 LOST = (
@@ -53,12 +54,14 @@ def align(
     logits: Callable[[Tensor], Tensor] | None = None,
     idx: Tensor | None = None,
     forward: Callable[[], Tensor] | None = None,
+    split: Split = WHOLE,
 ) -> None:
     """Let every place's rule move its feedback; draws depend on ``key`` and the place only.
 
     A rule that aligns to the network's Jacobian needs ``network``, a function ``logits(idx)`` of it, and the
     tokens ``idx`` (B, T), of whose sequences it uses the share ``jvp_share``, rounded up; or, for these two,
     ``forward()``, which returns the logits. Without ``fa_grape_head`` the output's own feedback stays.
+    ``split`` says how these sequences are cut into parts, over which the estimate is the mean.
 
     Raises:
         ValueError: If such a rule gets no tokens.
@@ -70,8 +73,14 @@ def align(
     if following:
         if forward is None:
             require(idx is not None, "idx", idx, "needs tokens: this rule aligns to the network's Jacobian")
-            forward = partial(logits, idx[: math.ceil(following[0].rule.options.jvp_share * len(idx))])
-        estimates = jvp_estimates(network, forward, following, *key)
+            idx = idx[: math.ceil(following[0].rule.options.jvp_share * len(idx))]
+
+            def estimate(part: Part) -> dict[nn.Module, Tensor]:
+                return jvp_estimates(network, partial(logits, idx[part.rows]), following, *key, part=part)
+
+            estimates = split.total(len(idx), estimate, idx.device)
+        else:
+            estimates = jvp_estimates(network, forward, following, *key)
         for place, jacobian in estimates.items():
             place.rule.align_to_jacobian(place.buffer, jacobian)
     for place in aligned:

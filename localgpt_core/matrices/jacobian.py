@@ -34,6 +34,7 @@ from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide,
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import require
 from localgpt_core.matrices.duals import LeanForwardMode
+from localgpt_core.parallel.parts import Part
 
 __all__ = ["jvp_estimates", "mean_jacobians"]
 
@@ -57,19 +58,21 @@ def _inputs_disturbed(places: Places, disturb: Disturb) -> Iterator[None]:
 
 @torch.no_grad()
 def jvp_estimates(
-    model: nn.Module, forward: Callable[[], Tensor], places: Places, *key: int | str
+    model: nn.Module, forward: Callable[[], Tensor], places: Places, *key: int | str, part: Part | None = None
 ) -> dict[nn.Module, Tensor]:
     """Return the estimate mean over tokens of (J p) p^T, (V x in), for each of ``places`` that is called.
 
     ``forward()`` returns the logits (..., V) of ``model``. The input of a place is (..., in), or (..., T, in)
     with further tokens; those of all its calls count alike. The noise depends on ``key`` and the order of the
-    calls only. Estimates are taken in float32 at least.
+    calls only. Estimates are taken in float32 at least. Where ``forward`` is that of a ``part`` of a batch,
+    the noise is that of its rows, and the result is what it adds to the estimate of the whole.
 
     Raises:
         ValueError: If the pass overflows float16, if the tokens of a place do not begin with those of the
             logits, or if a place is called where torch's forward mode is off.
     """
     noise: list[tuple[nn.Module, Tensor]] = []
+    tokens: Counter[nn.Module] = Counter()
 
     def add_noise(place: nn.Module, x: Tensor) -> Tensor:
         """Add Gaussian noise to the tangent."""
@@ -77,7 +80,10 @@ def jvp_estimates(
         require(torch._C._is_fwd_grad_enabled(), "layer", place.place, f"{allowed}forward mode is off")
         source = generator(*key, len(noise), device=x.device)
         primal, tangent = forward_ad.unpack_dual(x)
-        p = torch.randn(primal.shape, generator=source, device=x.device, dtype=x.dtype)
+        shape = primal.shape if part is None else (part.of, *primal.shape[1:])
+        p = torch.randn(shape, generator=source, device=x.device, dtype=x.dtype)
+        tokens[place] += p.numel() // p.shape[-1]
+        p = p if part is None else p[part.rows]
         noise.append((place, p))
         return forward_ad.make_dual(primal, p if tangent is None else tangent + p)
 
@@ -89,21 +95,23 @@ def jvp_estimates(
         require(not half or bool(response.isfinite().all()), "dtype", response.dtype, allowed)
         response = wide(response)
         with without_autocast(response):
-            return _mean_products(response, noise)
+            return _mean_products(response, noise, tokens)
 
 
-def _mean_products(response: Tensor, noise: list[tuple[nn.Module, Tensor]]) -> dict[nn.Module, Tensor]:
-    """Return by place the mean over the tokens of all its calls of response p^T, response (..., V)."""
-    lead, sums, tokens = response.shape[:-1], {}, Counter()
+def _mean_products(
+    response: Tensor, noise: list[tuple[nn.Module, Tensor]], tokens: Counter[nn.Module]
+) -> dict[nn.Module, Tensor]:
+    """Return by place the mean over the ``tokens`` of all its calls of response p^T, response (..., V)."""
+    lead, sums = response.shape[:-1], {}
     for place, p in noise:
         allowed = f"must begin with the dimensions of the output, {tuple(response.shape)}, without its last"
         require(p.shape[:-1][: len(lead)] == lead, f"input of layer {place.place!r}", tuple(p.shape), allowed)
         sample = p.to(response.dtype).flatten(len(lead), -2).sum(dim=-2) if p.ndim > response.ndim else p
         sums[place] = sums.get(place, 0) + sample.to(response.dtype)
-        tokens[place] += p.numel() // p.shape[-1]
     rows = response.reshape(-1, response.shape[-1])
     return {
-        place: (rows.T @ total.reshape(len(rows), -1)).div_(tokens[place]) for place, total in sums.items()
+        place: (rows.T @ total.reshape(-1, total.shape[-1])).div_(tokens[place])
+        for place, total in sums.items()
     }
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from localgpt_core.common.modes import exact_derivatives
 from localgpt_core.matrices.kmeans import ROUNDS
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.parallel.parts import WHOLE, Split
 
 __all__ = [
     "alignment_flops",
@@ -58,25 +59,29 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def step_flops(model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False) -> int:
+def step_flops(
+    model: LocalGPT, idx: Tensor, targets: Tensor, anchor: bool = False, split: Split = WHOLE
+) -> int:
     """Return the matmul FLOPs of one training step: alignment of the feedback, forward and backward pass.
 
     Counted by ``torch.utils.flop_counter`` (a multiply-add is 2 FLOPs) on a copy: ``model`` is untouched.
-    ``anchor`` counts a step of backpropagation instead of one of the model's rule.
+    ``anchor`` counts a step of backpropagation instead of one of the model's rule. All parts of ``split`` are
+    counted, which this process computes one after the other.
     """
-    model = copy.deepcopy(model)
+    model, split = copy.deepcopy(model), split.one_after_the_other()
     with flop_counter() as counter:
-        model.align_feedback("flops", idx=idx)
+        model.align_feedback("flops", idx=idx, split=split)
         with exact_derivatives(model) if anchor else nullcontext():
-            model(idx, targets)[1].backward()
+            for part in split.parts(len(idx)):
+                model(idx[part.rows], targets[part.rows])[1].backward()
     return counter.get_total_flops()
 
 
-def alignment_flops(model: LocalGPT, idx: Tensor) -> int:
-    """Return the matmul FLOPs of one update of the feedback, counted on a copy: ``model`` is untouched."""
-    model = copy.deepcopy(model)
+def alignment_flops(model: LocalGPT, idx: Tensor, split: Split = WHOLE) -> int:
+    """Return the matmul FLOPs of one update of the feedback, counted as `step_flops` does."""
+    model, split = copy.deepcopy(model), split.one_after_the_other()
     with flop_counter() as counter:
-        model.align_feedback("flops", idx=idx)
+        model.align_feedback("flops", idx=idx, split=split)
     return counter.get_total_flops()
 
 
@@ -85,7 +90,7 @@ def alignment_in_forward_passes(model: LocalGPT, idx: Tensor) -> float:
     return alignment_flops(model, idx) / forward_flops(model, idx)
 
 
-def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
+def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int, split: Split = WHOLE) -> int:
     """Return the matmul FLOPs of a fit of all codebooks to ``batches`` batches of the shape of ``idx``.
 
     That is a forward pass without quantisation, and the cosines of every token with every code in each round
@@ -94,13 +99,14 @@ def codebook_fit_flops(model: LocalGPT, idx: Tensor, batches: int) -> int:
     model = copy.deepcopy(model)
     model.quantise(False)
     sizes = sum(codebook.codebook.numel() for codebook in model.codebooks())
-    return batches * (forward_flops(model, idx) + ROUNDS * 2 * idx.numel() * sizes)
+    return batches * (forward_flops(model, idx, split) + ROUNDS * 2 * idx.numel() * sizes)
 
 
-def forward_flops(model: LocalGPT, idx: Tensor) -> int:
-    """Return the matmul FLOPs of one forward pass."""
+def forward_flops(model: LocalGPT, idx: Tensor, split: Split = WHOLE) -> int:
+    """Return the matmul FLOPs of one forward pass, counted over all parts of ``split``."""
     with flop_counter() as counter, torch.no_grad():
-        model(idx)
+        for part in split.one_after_the_other().parts(len(idx)):
+            model(idx[part.rows])
     return counter.get_total_flops()
 
 

@@ -30,6 +30,7 @@ from localgpt_core.layers.surrogates import (
     scored,
     unseen,
 )
+from localgpt_core.parallel.parts import DropsOut
 
 __all__ = ["INIT_STD", "Block", "Cache", "layer_norm"]
 
@@ -79,7 +80,7 @@ def _leave_meta(module: nn.Module, incompatible_keys: object) -> None:
         module._apply(leave, recurse=False)
 
 
-class Attention(nn.Module):
+class Attention(DropsOut, nn.Module):
     """Causal multi-head attention; `mix` is what its kinds differ in."""
 
     def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
 
         def heads(y_BTC: Tensor) -> Tensor:
-            return y_BTC.view(B, T, self.config.n_head, -1).transpose(1, 2)
+            return y_BTC.view(B, T, self.config.n_head, C // self.config.n_head).transpose(1, 2)
 
         layers = (self.q_proj, self.k_proj, self.v_proj)
         q_BHTD, k_BHSD, v_BHSD = (heads(y_BTC) for y_BTC in outputs_of(layers, x, taps))
@@ -103,7 +104,7 @@ class Attention(nn.Module):
                 v_BHSD = torch.cat((cache["v"], v_BHSD), dim=2)
             cache["k"], cache["v"] = k_BHSD, v_BHSD
         y_BTC = self.mix(q_BHTD, k_BHSD, v_BHSD).transpose(1, 2).reshape(B, T, C)
-        return functional.dropout(self.o_proj(y_BTC, taps), self.config.dropout, self.training)
+        return self.dropout(self.o_proj(y_BTC, taps))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor | None = None) -> Tensor:
         """Return the values mixed by attention, (B, H, T, D).
@@ -116,8 +117,7 @@ class Attention(nn.Module):
 
     def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
         """Return the values mixed by ``weights`` (B, H, T, S), some of which drop out in training."""
-        weights = functional.dropout(weights, self.config.dropout, self.training)
-        return weights.to(v.dtype) @ v
+        return self.dropout(weights).to(v.dtype) @ v
 
 
 class SoftmaxAttention(Attention, MaybeExact):
@@ -133,8 +133,9 @@ class SoftmaxAttention(Attention, MaybeExact):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, future: Tensor | None = None) -> Tensor:
         """Return the values mixed by attention; fused, without dropout of the weights."""
         dropout = self.config.dropout if self.training else 0.0
-        # On the CPU the one that drops out is no faster, and draws other masks.
-        torchs = self.fused is None and not self.exact and (dropout == 0 or q.device.type != "cpu")
+        # On the CPU the one that drops out is no faster, and draws other masks; a GPU's has none for a part.
+        own_mask = dropout > 0 and (q.device.type == "cpu" or self.part is not None)
+        torchs = self.fused is None and not self.exact and not own_mask
         if torchs and not (recording() or in_forward_mode(q, k, v)):
             # A GPU's kernels are much faster without a mask. Their causal one is for as many keys as queries.
             causal = future is None and q.shape == k.shape and q.device.type != "cpu"
@@ -174,7 +175,7 @@ class SigmoidAttention(Attention):
 ATTENTIONS = {"softmax": SoftmaxAttention, "sigmoid": SigmoidAttention}
 
 
-class MLP(nn.Module):
+class MLP(DropsOut, nn.Module):
     """Two linear layers with an exact GELU, and k winners among the hidden units where asked for."""
 
     def __init__(self, config: LocalGPTConfig, dtype: torch.dtype | None = None) -> None:
@@ -188,7 +189,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, taps: list[Tensor]) -> Tensor:
         """Return the transformed tokens (B, T, C)."""
         hidden = self.winners(self.activation(self.fc(x, taps)))
-        return functional.dropout(self.proj(hidden, taps), self.config.dropout, self.training)
+        return self.dropout(self.proj(hidden, taps))
 
 
 class Block(nn.Module):

@@ -17,7 +17,6 @@ gets its exact local gradient under every rule: its error is the loss's own deri
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from numbers import Integral
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.bottlenecks import VQResidualDir, quantised
-from localgpt_core.common.modes import evaluation_mode, watch, wide
+from localgpt_core.common.modes import evaluation_mode, inputs_of, wide
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
@@ -35,6 +34,7 @@ from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import gain
 from localgpt_core.model.blocks import INIT_STD, Block, Cache, layer_norm
+from localgpt_core.parallel.parts import WHOLE, DropsOut, Split
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 
 __all__ = ["LocalGPT"]
@@ -72,7 +72,7 @@ def _half(n: int, block_size: int) -> int:
 WINDOWS: dict[str, Callable[[int, int], int]] = {"exact": min, "halves": _half}
 
 
-class LocalGPT(nn.Module):
+class LocalGPT(DropsOut, nn.Module):
     """A character GPT whose linear layers learn by the rule of its configuration.
 
     Weights and feedback are drawn from PyTorch's global generator, in two independent streams: models built
@@ -153,9 +153,8 @@ class LocalGPT(nn.Module):
         logits = self.logits(idx)
         if targets is None:
             return logits, None
-        return logits, functional.cross_entropy(
-            logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED
-        )
+        flat = logits.flatten(0, -2), targets.flatten()
+        return logits, functional.cross_entropy(*flat, ignore_index=IGNORED)
 
     def logits(self, idx: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """Return the logits (B, T, V); with caches, ``idx`` continues what they hold."""
@@ -164,7 +163,7 @@ class LocalGPT(nn.Module):
         allowed = f"must be at most block_size={self.config.block_size}"
         require(end <= self.config.block_size, "T", end, allowed)
         x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
-        x = functional.dropout(x, self.config.dropout, self.training)
+        x = self.dropout(x)
         taps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             x = block(x, taps, None if caches is None else caches[i])
@@ -174,15 +173,15 @@ class LocalGPT(nn.Module):
         """Return W diag(gain) (V x C), the head's weight times the last norm's gain."""
         return self.head.weight * gain(self.ln_f)
 
-    def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:
+    def align_feedback(self, *key: int | str, idx: Tensor | None = None, split: Split = WHOLE) -> None:
         """Let every place's rule move its feedback, once per training step; draws depend on ``key`` only.
 
-        ``idx`` (B, T) are tokens, without their targets, for a rule that aligns to the network's Jacobian.
+        ``idx`` (B, T) are tokens, cut by ``split``, for a rule that aligns to the network's Jacobian.
 
         Raises:
             ValueError: If such a rule gets none.
         """
-        align(self.feedback_places(), *key, network=self, logits=self.logits, idx=idx)
+        align(self.feedback_places(), *key, network=self, logits=self.logits, idx=idx, split=split)
 
     def codebooks(self) -> Iterator[VQResidualDir]:
         """Yield the frozen codebooks, block by block."""
@@ -194,18 +193,19 @@ class LocalGPT(nn.Module):
             codebook.in_use = in_use
 
     @torch.no_grad()
-    def fit_codebooks(self, idx: Tensor, *key: int | str) -> None:
+    def fit_codebooks(self, idx: Tensor, *key: int | str, split: Split = WHOLE) -> None:
         """Put the codes at the k-means centres of the stream's directions over the tokens ``idx`` (B, T).
 
         The stream is that of a forward pass without quantisation. A shared codebook is fitted to the streams
-        of all blocks together. Draws depend on ``key`` only.
+        of all blocks together. Draws depend on ``key`` only. The forward pass is cut by ``split``.
 
         Raises:
             ValueError: If there are fewer tokens than codes.
         """
-        streams: dict[VQResidualDir, Tensor] = {}
         with quantised(self, False):
-            watch(self, idx, [(vq, partial(streams.__setitem__, vq)) for vq in self.codebooks()])
+            streams = split.gathered(
+                len(idx), lambda part: inputs_of(self, idx[part.rows], self.codebooks()), idx.device
+            )
         if self.config.vq_shared and streams:
             first, *others = streams
             first.fit(torch.stack(list(streams.values())), generator(*key, device=idx.device))

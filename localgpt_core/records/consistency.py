@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from localgpt_core.common.validation import require, require_integer
+from localgpt_core.config.schedule import anchors_in
 from localgpt_core.corpus.corpus import SHA256
 from localgpt_core.corpus.recall import HOPS
 from localgpt_core.training.curves import ACCURACY, KEPT, as_the_last, check_curves, check_increasing
-from localgpt_core.training.step import anchors_in
 
 __all__ = ["STATUSES", "check_consistency", "check_fields", "check_name", "checksum"]
 

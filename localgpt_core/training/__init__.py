@@ -5,16 +5,15 @@ the loop, and checkpoints from which a run goes on bit for bit, held to their ru
 What comes out is a `TrainResult`; its record is made in `localgpt_core.experiments`.
 """
 
+from localgpt_core.config.schedule import is_anchor, learning_rate
 from localgpt_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from localgpt_core.training.loop import train
+from localgpt_core.training.loop import follow, train
 from localgpt_core.training.settings import Report, RunSettings, select_device
 from localgpt_core.training.state import RunState, TrainResult
 from localgpt_core.training.step import (
     build_model,
     build_optimizer,
     evaluate,
-    is_anchor,
-    learning_rate,
     training_step,
 )
 
@@ -27,6 +26,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "evaluate",
+    "follow",
     "is_anchor",
     "learning_rate",
     "load_checkpoint",

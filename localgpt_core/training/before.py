@@ -1,4 +1,4 @@
-"""What comes before the first step: the text and the compiler are held to what the run needs, and noise."""
+"""What comes before the first step: text and compiler are held to the run, its FLOPs counted, and noise."""
 
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -11,12 +11,15 @@ from localgpt_core.common.modes import evaluation_mode
 from localgpt_core.common.seeds import generator, seed_from
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig, check_run
+from localgpt_core.config.schedule import anchors_in
 from localgpt_core.corpus.batches import batch, windows
 from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.measure.cost import alignment_flops, codebook_fit_flops, forward_flops, step_flops
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.parallel.parts import WHOLE, Split
 from localgpt_core.training.step import build_optimizer, precision, training_step
 
-__all__ = ["check_compiled", "check_corpus", "train_on_noise"]
+__all__ = ["check_compiled", "check_corpus", "planned_flops", "train_on_noise"]
 
 # How far a compiled gradient may be off, relative to its size: it is rounded at other places. A derivative
 # that is lost, or another one, is off by about its size. Half precision also chooses other winners or codes.
@@ -84,7 +87,32 @@ def check_compiled(
         require(bool(off <= most), "compile", True, allowed)
 
 
-def train_on_noise(model: LocalGPT, stepped: nn.Module, config: TrainConfig, device: torch.device) -> None:
+def planned_flops(
+    model: LocalGPT, config: TrainConfig, idx: Tensor, targets: Tensor, split: Split = WHOLE
+) -> int:
+    """Return the matmul FLOPs of a whole run on batches like this one, evaluation apart."""
+    total = config.noise_start * step_flops(model, idx, targets, split=split) if config.noise_start else 0
+    if model.config.fa_grape_start:
+        total += model.config.fa_grape_start * alignment_flops(model, idx, split)
+    if model.config.vq_init == "kmeans":
+        total += codebook_fit_flops(model, idx, CODEBOOK_BATCHES, split)
+    start = min(config.vq_start, config.steps)
+    for quantised, first, last in ((False, 0, start), (True, start, config.steps)):
+        model.quantise(quantised)
+        anchors = anchors_in(last, config) - anchors_in(first, config)
+        others = last - first - anchors
+        total += anchors * step_flops(model, idx, targets, True, split) if anchors else 0
+        if others and config.anchor_only:
+            total += others * forward_flops(model, idx, split)
+        elif others:
+            total += others * step_flops(model, idx, targets, split=split)
+    model.quantise(True)
+    return total
+
+
+def train_on_noise(
+    model: LocalGPT, stepped: nn.Module, config: TrainConfig, device: torch.device, split: Split = WHOLE
+) -> None:
     """Train ``model``, whose compiled form ``stepped`` may be, on noise: a run of ``noise_start`` steps.
 
     Every input and every target is one of the characters, each as likely as the others and drawn by itself.
@@ -98,7 +126,7 @@ def train_on_noise(model: LocalGPT, stepped: nn.Module, config: TrainConfig, dev
     size = (2, config.batch_size, model.config.block_size)
     for step in range(config.steps):
         drawn = torch.randint(model.config.vocab_size, size, generator=generator(seed, step))
-        training_step(stepped, optimizer, config, *drawn.to(device), step)
+        training_step(stepped, optimizer, config, *drawn.to(device), step, split)
 
 
 def _gradients(

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from localgpt_core.common.files import atomic_write
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.config import LocalGPTConfig, TrainConfig, build
+from localgpt_core.config.schedule import learning_rate, steps_taken
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.measure.diagnostics import Diagnostics
 from localgpt_core.model.gpt import LocalGPT
@@ -31,7 +32,7 @@ from localgpt_core.training.integrity import (
     check_tensors,
     checksum,
 )
-from localgpt_core.training.step import learning_rate, steps_taken, trained_names
+from localgpt_core.training.step import trained_names
 
 __all__ = ["Checkpoint", "lengthened", "load_checkpoint", "save_checkpoint"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import TrainConfig
-from localgpt_core.training.step import learning_rate
+from localgpt_core.config.schedule import learning_rate
 
 __all__ = [
     "ACCURACY",

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from localgpt_core.common.validation import require, require_integer
 from localgpt_core.config import LocalGPTConfig, TrainConfig
+from localgpt_core.config.schedule import steps_taken
 from localgpt_core.training.curves import check_curves
-from localgpt_core.training.step import model_without_numbers, steps_taken, trained_names
+from localgpt_core.training.step import model_without_numbers, trained_names
 
 __all__ = ["STATE", "check_corpus_fields", "check_progress", "check_tensors", "checksum"]
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 
 from localgpt_core.common.validation import Refusal, require, require_integer
+from localgpt_core.parallel.parts import Split
+from localgpt_core.parallel.processes import ALONE, Processes
+from localgpt_core.rules.base import LARGEST_SIZE
 
 __all__ = ["Report", "RunSettings", "select_device"]
 
@@ -49,6 +52,10 @@ class RunSettings:
             a bar to a person who runs a notebook, and nothing elsewhere.
         diagnose_every: Steps between comparisons of the rule with the exact gradient; 0 makes none. The run
             itself is the same to the last bit.
+        accumulate: Parts that a process cuts its share of each batch into, to take one after the other: a
+            batch that no memory holds gives the same run, up to rounding. Like threads and processes this is
+            no part of what is asked of a run: its digest is the same, its checkpoint goes on with any number.
+        processes: Those that make the run, see `localgpt_core.parallel`. This one leads; the others `follow`.
 
     Raises:
         ValueError: For a device that is not there, or a number out of its range.
@@ -61,10 +68,13 @@ class RunSettings:
     deadline: float = math.inf
     report: Report | None = None
     diagnose_every: int = 0
+    accumulate: int = 1
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         select_device(str(self.device))
         require_integer("diagnose_every", self.diagnose_every, 0)
+        require_integer("accumulate", self.accumulate, 1, LARGEST_SIZE)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, MOST_THREADS)
 
@@ -79,8 +89,13 @@ class RunSettings:
         require(settings is None or not fields, "settings", settings, "or their fields by name, not both")
         return settings or cls(**fields)
 
+    @property
+    def split(self) -> Split:
+        """How each batch is cut."""
+        return Split(self.processes, self.accumulate)
+
     def prepare(self) -> torch.device:
-        """Set the threads of this process and return the device."""
+        """Set the threads of this process and return its device."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return torch.device(self.device)
+        return self.processes.device(torch.device(self.device))

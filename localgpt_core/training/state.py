@@ -11,29 +11,17 @@ import torch
 from torch import Tensor
 
 from localgpt_core.config import CODEBOOK_BATCHES, LocalGPTConfig, TrainConfig
+from localgpt_core.config.schedule import anchors_in
 from localgpt_core.corpus.batches import Batches, resident, windows
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.measure.cost import (
-    alignment_flops,
-    codebook_fit_flops,
-    forward_flops,
-    peak_memory_mib,
-    reset_peak_memory,
-    step_flops,
-)
+from localgpt_core.measure.cost import peak_memory_mib, reset_peak_memory
 from localgpt_core.measure.diagnostics import Diagnostics, measure_into
 from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.training.before import check_compiled, train_on_noise
+from localgpt_core.parallel.parts import WHOLE, Split
+from localgpt_core.training.before import check_compiled, planned_flops, train_on_noise
 from localgpt_core.training.checkpoints import Checkpoint, save_checkpoint
 from localgpt_core.training.curves import Curves, add_point, as_the_last, curve_interval, no_points
-from localgpt_core.training.step import (
-    anchors_in,
-    build_model,
-    build_optimizer,
-    compiled,
-    evaluation,
-    training_step,
-)
+from localgpt_core.training.step import build_model, build_optimizer, compiled, evaluation, training_step
 
 __all__ = ["RunState", "TrainResult"]
 
@@ -89,7 +77,8 @@ class RunState:
     """The state of a run between two steps, and how it is advanced, measured and saved.
 
     It starts at step 0, with the noise, the alignment of the feedback and the fit of the codes that the
-    configuration asks for, or takes over the state of ``checkpoint``, in which they are done.
+    configuration asks for, or takes over the state of ``checkpoint``, in which they are done. ``split`` says
+    which share of every batch this process takes; what the others add comes in at each step.
 
     Raises:
         ValueError: If the checkpoint belongs to another run.
@@ -103,8 +92,9 @@ class RunState:
         device: torch.device,
         diagnose_every: int = 0,
         checkpoint: Checkpoint | None = None,
+        split: Split = WHOLE,
     ) -> None:
-        self.config, self.corpus, self.device = config, corpus, device
+        self.config, self.corpus, self.device, self.split = config, corpus, device, split
         self.diagnose_every = diagnose_every
         self.diagnostics: Diagnostics = {}
         self.model = build_model(model_config, config, device)
@@ -119,12 +109,14 @@ class RunState:
         self.train_time_s = 0.0
         self.earlier_s = 0.0
         self.started = time.perf_counter()
-        self.flops_per_token = self._flops() / (config.steps * config.batch_size * model_config.block_size)
+        flops = 0 if split.processes.rank else planned_flops(self.model, config, *self.batch(0), split)
+        self.flops_per_token = flops / (config.steps * config.batch_size * model_config.block_size)
         self.stepped = self.model
         if config.compile:
             torch.compiler.reset()
             self.stepped = compiled(self.model)
-            check_compiled(self.model, self.stepped, config, *self.batch(0))
+            rows = next(split.one_after_the_other().parts(config.batch_size)).rows
+            check_compiled(self.model, self.stepped, config, *(ids[rows] for ids in self.batch(0)))
         reset_peak_memory(device)  # neither the count of FLOPs, on a copy, nor the check is part of the run
         if checkpoint is None:
             self._start()
@@ -134,9 +126,9 @@ class RunState:
     def _start(self) -> None:
         """Do what comes before the first step."""
         if self.config.noise_start:
-            train_on_noise(self.model, self.stepped, self.config, self.device)
+            train_on_noise(self.model, self.stepped, self.config, self.device, self.split)
         for i in range(self.model.config.fa_grape_start):
-            self.model.align_feedback(self.config.seed, "start", i, idx=self.batch(i)[0])
+            self.model.align_feedback(self.config.seed, "start", i, idx=self.batch(i)[0], split=self.split)
         self._quantise_when_due()
 
     def _quantise_when_due(self) -> None:
@@ -144,27 +136,9 @@ class RunState:
         self.model.quantise(self.step >= self.config.vq_start)
         if self.model.config.vq_init == "kmeans" and self.step == self.config.vq_start:
             text = torch.cat([self.batch(i)[0] for i in range(CODEBOOK_BATCHES)])
-            self.model.fit_codebooks(text, self.config.seed, "codebook")
-
-    def _flops(self) -> int:
-        """Return the matmul FLOPs of the whole run, evaluation apart."""
-        model, config, (idx, targets) = self.model, self.config, self.batch(0)
-        total = config.noise_start * step_flops(model, idx, targets) if config.noise_start else 0
-        if model.config.fa_grape_start:
-            total += model.config.fa_grape_start * alignment_flops(model, idx)
-        if model.config.vq_init == "kmeans":
-            total += codebook_fit_flops(model, idx, CODEBOOK_BATCHES)
-        start = min(config.vq_start, config.steps)
-        for quantised, first, last in ((False, 0, start), (True, start, config.steps)):
-            model.quantise(quantised)
-            anchors = anchors_in(last, config) - anchors_in(first, config)
-            others = last - first - anchors
-            total += anchors * step_flops(model, idx, targets, anchor=True) if anchors else 0
-            if others:
-                skipped = config.anchor_only
-                total += others * (forward_flops(model, idx) if skipped else step_flops(model, idx, targets))
-        model.quantise(True)
-        return total
+            self.model.fit_codebooks(text, self.config.seed, "codebook", split=self.split)
+            # Sums on a GPU may be rounded in another order each time.
+            self.split.processes.take_from_first([vq.codebook for vq in self.model.codebooks()])
 
     @property
     def wall_time_s(self) -> float:
@@ -208,7 +182,8 @@ class RunState:
     def advance(self) -> float | None:
         """Take one step; return the mean training loss where a point of the curve is due."""
         start = time.perf_counter()
-        loss = training_step(self.stepped, self.optimizer, self.config, *self.batch(self.step), self.step)
+        batch = self.batch(self.step)
+        loss = training_step(self.stepped, self.optimizer, self.config, *batch, self.step, self.split)
         self.step += 1
         if self.step == self.config.vq_start:
             self._quantise_when_due()
@@ -225,8 +200,11 @@ class RunState:
 
     def evaluate(self) -> float:
         """Measure the validation loss, add it to the curve and return it; of answers, the accuracy too."""
-        sequences = self.corpus.sequences
-        loss, accuracy = evaluation(self.model, self.val, self.config, self.stepped, self.step, sequences)
+        sequences, processes = self.corpus.sequences, self.split.processes
+        where = (self.model, self.val, self.config, self.stepped, self.step)
+        loss, accuracy = evaluation(*where, sequences, processes)
+        if math.isfinite(loss):
+            processes.require_same([*self.model.parameters(), *self.model.buffers()])
         if sequences:
             self.curves["val_accuracy"].append(accuracy)
         self.curves["val_step"].append(self.step)

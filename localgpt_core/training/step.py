@@ -1,42 +1,36 @@
 r"""One training step and one evaluation, the same for every rule.
 
-    lr(s) = lr (s + 1) / (warmup + 1)                                                  for s < warmup
-            lr (m + (1 - m) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2)         after it,
-            with m = min_lr_ratio
-
 Optimiser: AdamW (Loshchilov and Hutter 2019), weight decay on matrices only, global gradient clipping; the
 sizes and constants of the presets are nanoGPT's.
 """
 
-import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as aot_settings
 
-from localgpt_core.common.modes import evaluation_mode, exact_derivatives
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives, set_for_a_while
 from localgpt_core.common.seeds import seed_from
 from localgpt_core.config import LocalGPTConfig, TrainConfig, check_run
+from localgpt_core.config.schedule import is_anchor, is_skipped, learning_rate
 from localgpt_core.corpus.batches import windows
 from localgpt_core.corpus.sequences import IGNORED, Sequences
 from localgpt_core.layers.between_steps import feedback_places, learned, mirror
 from localgpt_core.model.gpt import LocalGPT
+from localgpt_core.parallel.parts import WHOLE, DropsOut, Part, Split
+from localgpt_core.parallel.processes import ALONE, Processes
 
 __all__ = [
-    "anchors_in",
     "build_model",
     "build_optimizer",
     "compiled",
     "evaluate",
     "evaluation",
-    "is_anchor",
-    "learning_rate",
     "model_without_numbers",
     "precision",
-    "steps_taken",
     "trained_names",
     "training_step",
 ]
@@ -111,35 +105,6 @@ def trained_names(model: LocalGPT) -> list[str]:
     return [names[id(tensor)] for group in trained_tensors(model) for tensor in group]
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of ``step``, counted from 0: linear warm-up, then cosine decay."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
-    return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * cosine)
-
-
-def is_anchor(step: int, config: TrainConfig) -> bool:
-    """Return whether ``step``, counted from 0, is an anchor: every ``anchor_interval``-th step is."""
-    return config.anchor_interval > 0 and (step + 1) % config.anchor_interval == 0
-
-
-def is_skipped(step: int, config: TrainConfig) -> bool:
-    """Return whether ``step``, counted from 0, moves nothing: with ``anchor_only`` all but the anchors."""
-    return config.anchor_only and not is_anchor(step, config)
-
-
-def anchors_in(steps: int, config: TrainConfig) -> int:
-    """Return how many of the first ``steps`` steps are anchors."""
-    return steps // config.anchor_interval if config.anchor_interval else 0
-
-
-def steps_taken(steps: int, config: TrainConfig) -> int:
-    """Return how many of the first ``steps`` steps the optimiser takes: all that are not skipped."""
-    return anchors_in(steps, config) if config.anchor_only else steps
-
-
 def compiled(model: LocalGPT) -> nn.Module:
     """Return the compiled form of ``model``: one graph for each mode and shape, or an error.
 
@@ -180,6 +145,7 @@ def evaluation(
     stepped: nn.Module | None = None,
     step: int | None = None,
     sequences: Sequences | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[float, float]:
     """Return the mean cross-entropy in nats and the accuracy, always over the same windows of ``ids``.
 
@@ -195,6 +161,8 @@ def evaluation(
 
     ``stepped``, the compiled form of ``model`` if it has one, takes the batches of full size, which is one
     graph more for each such size. What is left over has other shapes: the model itself takes it.
+
+    Each of ``processes`` takes its share of the windows.
     """
     device = next(model.parameters()).device
     block_size = model.config.block_size
@@ -204,9 +172,11 @@ def evaluation(
     if 0 < asked < len(x):
         chosen = torch.arange(asked, device=x.device) * len(x) // asked
         x, y, x_rest = x[chosen], y[chosen], x_rest[:, :0]
-    rows = min(len(x), max(1, EVAL_TOKENS["cpu" if device.type == "cpu" else "cuda"] // block_size))
-    pairs = [*zip(x.split(rows), y.split(rows), strict=True)]
-    if x_rest.numel():
+    (part,) = Split(processes).parts(len(x))
+    x, y = x[part.rows], y[part.rows]
+    rows = max(1, min(len(x), EVAL_TOKENS["cpu" if device.type == "cpu" else "cuda"] // block_size))
+    pairs = [*zip(x.split(rows), y.split(rows), strict=True)] if len(x) else []
+    if x_rest.numel() and processes.rank == 0:
         pairs.append((x_rest, y_rest))
     total, right, counted = torch.zeros(3, dtype=torch.float64, device=device)
     with evaluation_mode(model), precision(train_config, device):
@@ -218,7 +188,9 @@ def evaluation(
             total, counted = total + loss.double() * counts, counted + counts
             if sequences:
                 right = right + (logits.argmax(dim=-1) == targets).sum()
-    return tuple((torch.stack((total, right)) / counted).tolist())
+    sums = torch.stack((total, right, counted))
+    processes.add_up([sums])
+    return tuple((sums[:2] / sums[2]).tolist())
 
 
 def seed_all(seed: int, device: torch.device) -> None:
@@ -235,26 +207,28 @@ def training_step(
     idx: Tensor,
     targets: Tensor,
     step: int,
+    split: Split = WHOLE,
 ) -> Tensor:
     """Take step ``step`` and return its loss, detached, without waiting for the device.
 
     ``model`` may be the compiled form of a `LocalGPT`. An anchor step is one of backpropagation; of a step
-    that is skipped there is the loss alone.
+    that is skipped there is the loss alone. ``idx`` and ``targets`` are the whole batch, of which this
+    process takes its share by ``split``; gradients and loss are those of all.
     """
-    seed_all(seed_from(config.seed, "dropout", step), idx.device)
     if is_skipped(step, config):
-        with torch.no_grad(), precision(config, idx.device):
-            return model(idx, targets)[1]
-    model.align_feedback(config.seed, "probes", step, idx=idx)
+        with torch.no_grad():
+            loss = _loss(model, config, idx, targets, step, split)
+        split.processes.add_up([loss])
+        return loss
+    model.align_feedback(config.seed, "probes", step, idx=idx, split=split)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
+    optimizer.zero_grad(set_to_none=True)
     with exact_derivatives(model) if is_anchor(step, config) else nullcontext():
-        with precision(config, idx.device):
-            _, loss = model(idx, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = _loss(model, config, idx, targets, step, split)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    split.processes.add_up([loss, *(p.grad for p in trained if p.grad is not None)])
     if config.grad_clip:
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # A network is clipped alike whether or not its feedback learns: by the gradients of its parameters.
         norm = nn.utils.clip_grad_norm_([p for p in trained if isinstance(p, nn.Parameter)], config.grad_clip)
         feedback = [p for p in trained if not isinstance(p, nn.Parameter) and p.grad is not None]
@@ -262,4 +236,29 @@ def training_step(
             nn.utils.clip_grads_with_norm_(feedback, config.grad_clip, norm)
     mirror(feedback_places(model), copy=False)  # AdamW, fused, writes into no gradient
     optimizer.step()
-    return loss.detach()
+    return loss
+
+
+def _loss(
+    model: nn.Module, config: TrainConfig, idx: Tensor, targets: Tensor, step: int, split: Split
+) -> Tensor:
+    """Return what this process adds to the loss of the batch; with gradients on, to the gradients too."""
+    losses = []
+    for part in split.parts(len(idx), idx.device):
+        seed_all(seed_from(config.seed, "dropout", step), idx.device)
+        with _seen_as(part, model), precision(config, idx.device):
+            loss = model(idx[part.rows], targets[part.rows])[1]
+        if not part.is_whole:
+            own, all_ = ((ids != IGNORED).sum().to(loss) for ids in (targets[part.rows], targets))
+            loss = loss * (own / all_)
+        if torch.is_grad_enabled():
+            loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _seen_as(part: Part, model: nn.Module) -> AbstractContextManager[None]:
+    """Let the masks of dropout be those of ``part`` inside the ``with`` block."""
+    if part.is_whole:
+        return nullcontext()
+    return set_for_a_while((m for m in model.modules() if isinstance(m, DropsOut)), "part", part)

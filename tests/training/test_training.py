@@ -857,13 +857,13 @@ def test_what_comes_before_the_first_step_is_not_repeated_by_a_resumed_run(monke
     done = []
     align, fit = LocalGPT.align_feedback, LocalGPT.fit_codebooks
 
-    def counted_alignment(model, *key, idx=None):
+    def counted_alignment(model, *key, **others):
         done.extend(["start"] if "start" in key else [])
-        align(model, *key, idx=idx)
+        align(model, *key, **others)
 
-    def counted_fit(model, *args):
+    def counted_fit(model, *args, **others):
         done.append("fit")
-        fit(model, *args)
+        fit(model, *args, **others)
 
     monkeypatch.setattr(LocalGPT, "align_feedback", counted_alignment)
     monkeypatch.setattr(LocalGPT, "fit_codebooks", counted_fit)
@@ -999,7 +999,9 @@ def test_a_codebook_is_fitted_to_the_inputs_of_the_first_32_batches(monkeypatch,
     given, config = [], toy_train(steps=3, seed=5, vq_start=start)
     original = LocalGPT.fit_codebooks
     monkeypatch.setattr(
-        LocalGPT, "fit_codebooks", lambda self, text, *key: given.append(text) or original(self, text, *key)
+        LocalGPT,
+        "fit_codebooks",
+        lambda self, text, *key, **others: given.append(text) or original(self, text, *key, **others),
     )
     train(toy_model(vq_codes=6, vq_init="kmeans"), config, toy_corpus())
     (text,) = given
@@ -1011,10 +1013,10 @@ def test_every_alignment_before_the_first_step_sees_its_own_batch(monkeypatch):
     model = toy_model(method="dfa", fa_grape=True, fa_grape_start=3)
     original = LocalGPT.align_feedback
 
-    def align(self, *key, idx=None):
+    def align(self, *key, idx=None, **others):
         if "start" in key:
             seen.append((key, idx))
-        return original(self, *key, idx=idx)
+        return original(self, *key, idx=idx, **others)
 
     monkeypatch.setattr(LocalGPT, "align_feedback", align)
     RunState(model, config, toy_corpus(), torch.device("cpu"))
