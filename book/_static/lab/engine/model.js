@@ -33,9 +33,11 @@ lab.define("model", (need) => {
   class Model {
     // config: vocab_size, block_size, n_layer, n_head, n_embd, batch_size; rule: a name of RULES.
     constructor(config, rule, { seed = 1, scale = 1 } = {}) {
+      const { vocab_size: V, n_embd: C, n_layer: L, n_head: H } = config;
+      if (C % 4 || C % H) throw new RangeError(`n_embd ${C}: allowed are multiples of 4 and of n_head ${H}`);
+      if (!(rule in RULES)) throw new RangeError(`rule ${rule}: allowed are ${Object.keys(RULES).join(", ")}`);
       this.config = config;
       this.rule = RULES[rule];
-      const { vocab_size: V, n_embd: C, n_layer: L } = config;
       this.weights = 12 * C * C * L + V * C;
       const tokens = config.batch_size * config.block_size;
       this.space = new Space(4 * (9 * this.weights + (L + 2) * tokens * (20 * C + 4 * V)) + (8 << 20));
