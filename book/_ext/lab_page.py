@@ -15,7 +15,7 @@ from localgpt_core.corpus.ngrams import witten_bell
 PAGE = "book/train-it-here"
 SCRIPTS = [
     "lab",
-    *(f"engine/{name}" for name in "kernel random tensors rules model optimizer batches run".split()),
+    *(f"engine/{name}" for name in "kernel random tensors rules model optimizer batches run pair".split()),
     "corpus",
     *(f"page/{name}" for name in "worker settings charts controls results page".split()),
 ]

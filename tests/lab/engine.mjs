@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { runInThisContext } from "node:vm";
 
 const folder = new URL("../../book/_static/lab/", import.meta.url);
-export const ENGINE = ["kernel", "random", "tensors", "rules", "model", "optimizer", "batches", "run"];
+export const ENGINE = ["kernel", "random", "tensors", "rules", "model", "optimizer", "batches", "run", "pair"];
 
 export function load() {
   for (const file of ["lab", ...ENGINE.map((name) => `engine/${name}`)]) {

@@ -100,5 +100,8 @@ lab.define("rules", () => {
     },
   };
 
-  return { RULES, PROBES };
+  // Whether the rule's feedback is drawn at random, at a size that can be chosen.
+  const isDrawn = (rule) => RULES[rule].start === gaussian;
+
+  return { RULES, PROBES, isDrawn };
 });
