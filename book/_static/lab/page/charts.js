@@ -7,6 +7,7 @@ lab.define("charts", () => {
   const NAMESPACE = "http://www.w3.org/2000/svg";
   const LEFT = 38;
   const MOST_POINTS = 400;
+  const MOST_MARKS = 12;
 
   function element(tag, attributes = {}, text = "") {
     const made = document.createElementNS(NAMESPACE, tag);
@@ -80,7 +81,9 @@ lab.define("charts", () => {
         const path = points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`);
         svg.append(element("path", { d: path.join(""), class: `lab-line lab-${kind} lab-${model}` }));
       }
-      if (kind !== "thin") for (const [step, value] of points.slice(-40)) svg.append(marker(model, x(step), y(value)));
+      const each = Math.ceil(points.length / MOST_MARKS);
+      const marked = kind === "thin" ? [] : points.filter((_, i) => (points.length - 1 - i) % each === 0);
+      for (const [step, value] of marked) svg.append(marker(model, x(step), y(value)));
     }
   }
 
@@ -88,7 +91,7 @@ lab.define("charts", () => {
   function angleChart(holder, { rows, label }) {
     const height = 58 + 17 * rows.length;
     const { svg, width } = empty(holder, height, label);
-    const [left, right, top] = [132, width - 14, 24];
+    const [left, right, top] = [132, width - 22, 24];
     const x = (angle) => left + ((right - left) * angle) / 120;
     const bottom = height - 32;
     for (const angle of [0, 30, 60, 90, 120]) {
