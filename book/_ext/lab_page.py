@@ -1,7 +1,7 @@
 """What the page "Train it here" loads, and no other page: the scripts of the lab and its part of the corpus.
 
-The text is written into the built book as a script, since a page that is opened from a disk may fetch no file.
-With it go the n-gram floors on that part, from the same counts as the floors of the chapters.
+The text is written into the built book as a script, since a page that is opened from a disk may fetch no
+file. With it go the n-gram floors on that part, from the same counts as the floors of the chapters.
 """
 
 import json

@@ -1,20 +1,27 @@
 // Steps a second of processor time of the lab's engine, and what share of the time each kernel takes:
 //
 //     node tests/lab/bench.mjs [n_embd] [n_layer] [seconds]
-import { load } from "./engine.mjs";
+import {load} from "./engine.mjs";
 
 const lab = load();
-const { Run } = lab.need("run");
-const { RULES } = lab.need("rules");
-const { batch } = lab.need("batches");
-const { Random } = lab.need("random");
+const {Run} = lab.need("run");
+const {RULES} = lab.need("rules");
+const {batch} = lab.need("batches");
+const {Random} = lab.need("random");
 const [n_embd, n_layer, seconds] = [32, 2, 2].map((value, i) => Number(process.argv[2 + i] ?? value));
-const config = { vocab_size: 65, block_size: 32, n_layer, n_head: 2, n_embd, batch_size: 8 };
+const config = {
+  vocab_size: 65,
+  block_size: 32,
+  n_layer,
+  n_head: 2,
+  n_embd,
+  batch_size: 8
+};
 const random = new Random("text");
-const text = Uint8Array.from({ length: 20000 }, () => random.below(65));
+const text = Uint8Array.from({length: 20000}, () => random.below(65));
 
 for (const rule of Object.keys(RULES)) {
-  const run = new Run({ config, rule });
+  const run = new Run({config, rule});
   const spent = {};
   const take = () => run.step(batch(text, config, 1, run.steps));
   for (let i = 0; i < 20; i++) take();
@@ -26,12 +33,15 @@ for (const rule of Object.keys(RULES)) {
   const kernel = run.model.kernel;
   const timed = Object.fromEntries(Object.entries(kernel).map(([name, work]) => {
     if (typeof work !== "function") return [name, work];
-    return [name, (...args) => {
-      const before = performance.now();
-      const result = work(...args);
-      spent[name] = (spent[name] ?? 0) + performance.now() - before;
-      return result;
-    }];
+    return [
+      name,
+      (...args) => {
+        const before = performance.now();
+        const result = work(...args);
+        spent[name] = (spent[name] ?? 0) + performance.now() - before;
+        return result;
+      }
+    ];
   }));
   run.model.kernel = run.model.tools.kernel = timed;
   const before = performance.now();

@@ -31,7 +31,7 @@ def unpacked(entry: dict[str, str]) -> Tensor:
 
 
 def play(script: str, given: dict, folder: Path) -> dict:
-    """Run ``script`` of this folder on ``given``; tensors in it are packed. Return the JSON that it prints."""
+    """Run ``script`` of this folder on ``given``, tensors packed, and return the JSON that it prints."""
     file = folder / "given.json"
     file.write_text(json.dumps(given, default=packed))
     command = ["node", str(HERE / script), str(file)]

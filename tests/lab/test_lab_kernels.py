@@ -1,4 +1,4 @@
-"""The kernels of the page "Train it here": products in every layout and size, GELU, and where their bytes come from."""
+"""The kernels of the page "Train it here": products, GELU, and where their bytes come from."""
 
 import itertools
 import re
@@ -14,8 +14,10 @@ KERNELS = LAB / "engine/kernel.js"
 SIZES = [(1, 1, 1), (4, 8, 3), (5, 13, 7), (9, 4, 2), (3, 12, 5), (7, 65, 32)]
 
 
-def product(layout: str, m: int, n: int, k: int, apart: int, alpha: float, beta: float) -> tuple[dict, torch.Tensor]:
-    """Return a case, whose rows lie ``apart`` numbers further from each other than they are long, and its result."""
+def product(
+    layout: str, m: int, n: int, k: int, apart: int, alpha: float, beta: float
+) -> tuple[dict, torch.Tensor]:
+    """Return a case and its result; its rows lie ``apart`` numbers further from each other than they are long."""
     a = torch.randn((k, m + apart) if layout == "tn" else (m, k + apart))
     b = torch.randn((n, k + apart) if layout == "nt" else (k, n + apart))
     c = torch.randn(m, n + apart)
@@ -24,7 +26,18 @@ def product(layout: str, m: int, n: int, k: int, apart: int, alpha: float, beta:
     expected = c.clone()
     expected[:, :n] = alpha * left.double() @ right.double() + beta * c[:, :n]
     rows = {"lda": a.shape[1], "ldb": b.shape[1], "ldc": c.shape[1]}
-    return {"layout": layout, "m": m, "n": n, "k": k, "alpha": alpha, "beta": beta, **rows, "a": a, "b": b, "c": c}, expected
+    return {
+        "layout": layout,
+        "m": m,
+        "n": n,
+        "k": k,
+        "alpha": alpha,
+        "beta": beta,
+        **rows,
+        "a": a,
+        "b": b,
+        "c": c,
+    }, expected
 
 
 @needs_node
@@ -37,7 +50,9 @@ def test_products_and_gelu_are_those_of_torch(tmp_path):
     x = torch.cat((torch.linspace(-9, 9, 400), torch.linspace(-1e-3, 1e-3, 8)))
     found = play("kernels.mjs", {"products": [case for case, _ in cases], "x": x}, tmp_path)
     for (case, expected), entry in zip(cases, found["products"], strict=True):
-        torch.testing.assert_close(unpacked(entry).view(expected.shape), expected, atol=1e-5, rtol=1e-5, msg=str(case))
+        torch.testing.assert_close(
+            unpacked(entry).view(expected.shape), expected, atol=1e-5, rtol=1e-5, msg=str(case)
+        )
     u = x.double().requires_grad_()
     y = functional.gelu(u)
     (slope,) = torch.autograd.grad(y.sum(), u)

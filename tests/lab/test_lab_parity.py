@@ -1,7 +1,8 @@
 """The engine of the page "Train it here" computes what localgpt_core computes.
 
-For each rule a small model, its weights moved off their initialisation, takes three steps in both, from the same
-state, on the same batches and probes: losses, gradients, the state afterwards, and what the page shows of the rule.
+For each rule a small model, its weights moved off their initialisation, takes three steps in both, from the
+same state, on the same batches and probes. Compared are losses, gradients, the state afterwards, and what the
+page shows of the rule.
 """
 
 import math
@@ -155,11 +156,16 @@ def test_what_the_page_shows_of_a_rule_is_what_python_measures(both):
     rule_norms = torch.tensor([found.norm_ratio[name] * found.exact_norm[name] for name in inside])
     exact_norms = torch.tensor([found.exact_norm[name] for name in inside])
     inner = (torch.tensor([found.cosine[name] for name in inside]) * rule_norms * exact_norms).sum()
-    assert engine["cosine"] == pytest.approx((inner / (rule_norms.norm() * exact_norms.norm())).item(), abs=2e-3)
+    assert engine["cosine"] == pytest.approx(
+        (inner / (rule_norms.norm() * exact_norms.norm())).item(), abs=2e-3
+    )
 
 
 def test_the_schedule_of_the_learning_rate_is_the_same(tmp_path):
-    runs = [TrainConfig(lr=1e-3, warmup=w, steps=s, min_lr_ratio=m) for w, s, m in [(3, 9, 0.1), (0, 4, 1), (5, 5, 0)]]
+    runs = [
+        TrainConfig(lr=1e-3, warmup=w, steps=s, min_lr_ratio=m)
+        for w, s, m in [(3, 9, 0.1), (0, 4, 1), (5, 5, 0)]
+    ]
     fields = ("lr", "warmup", "steps", "min_lr_ratio")
     given = {"runs": [{name: getattr(run, name) for name in fields} for run in runs]}
     rates = play("schedule.mjs", given, tmp_path)["rates"]

@@ -1,8 +1,9 @@
-// Seeded random numbers: a stream is a function of its key, such as (seed, "batch", step), and of nothing else.
+// Seeded random numbers: a stream is a function of its key, such as (seed, "batch", step), and of nothing
+// else.
 //
-// The key is hashed (FNV-1a, four times with different starts) into the state of sfc32, Chris Doty-Humphrey's small
-// fast counting generator. Normal numbers are Box and Muller's (1958). They are not torch's draws: that the engine
-// computes what localgpt_core computes is tested on states and batches that Python exports.
+// The key is hashed (FNV-1a, four times with different starts) into the state of sfc32, Chris Doty-Humphrey's
+// small fast counting generator. Normal numbers are Box and Muller's (1958). They are not torch's draws: that
+// the engine computes what localgpt_core computes is tested on states and batches that Python exports.
 "use strict";
 
 lab.define("random", () => {
@@ -31,14 +32,10 @@ lab.define("random", () => {
     }
 
     // Uniform in [0, 1).
-    uniform() {
-      return this.bits() / 4294967296;
-    }
+    uniform() { return this.bits() / 4294967296; }
 
     // An integer, 0 ... n - 1.
-    below(n) {
-      return Math.floor(this.uniform() * n);
-    }
+    below(n) { return Math.floor(this.uniform() * n); }
 
     // N(0, 1).
     normal() {
@@ -60,5 +57,5 @@ lab.define("random", () => {
     }
   }
 
-  return { Random };
+  return {Random};
 });

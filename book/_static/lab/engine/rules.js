@@ -1,4 +1,5 @@
-// The learning rules: what error a layer y = x W^T uses, what matrix it goes back through, how that matrix moves.
+// The learning rules: what error a layer y = x W^T uses, what matrix it goes back through, how that matrix
+// moves.
 //
 // Under every rule a layer with input x (N x in) and gradient g (N x out) at its output has the same
 //
@@ -14,9 +15,9 @@
 //     mirrors   whether the feedback takes the optimiser's steps for grad_W as W does
 //     resembles whether F has the place and the shape of W, so that there is an angle between them
 //
-// A layer is { weight, feedback, inputs, outputs, isHead }; `tools` has the kernels, a stream of random numbers and
-// room for what is not kept. The head's e is its g. Sources: localgpt_core/rules and matrices/grape.py, which the
-// tests compare with, to the last formula.
+// A layer is { weight, feedback, inputs, outputs, isHead }; `tools` has the kernels, a stream of random
+// numbers and room for what is not kept. The head's e is its g. Sources: localgpt_core/rules and
+// matrices/grape.py, which the tests compare with, to the last formula.
 "use strict";
 
 lab.define("rules", () => {
@@ -26,26 +27,26 @@ lab.define("rules", () => {
   const asWeight = (layer) => layer.inputs * layer.outputs;
   const gaussian = (layer, random, scale) => random.fill(layer.feedback.data, FEEDBACK_STD * scale);
   const kept = (layer) => layer.feedback.at;
-  const plain = { error: "local", size: () => 0, start: null, before: null, mirrors: false, resembles: true };
+  const plain = {error: "local", size: () => 0, start: null, before: null, mirrors: false, resembles: true};
 
   // sign(W) times one number per layer, the mean of |W| when the model was built.
   function meanMagnitude(layer) {
     layer.feedback.data[0] = layer.weight.data.reduce((sum, w) => sum + Math.abs(w), 0) / asWeight(layer);
   }
 
-  function signed(layer, { kernel, matrix }) {
+  function signed(layer, {kernel, matrix}) {
     kernel.signs(matrix.at, layer.weight.at, layer.feedback.data[0], asWeight(layer));
     return matrix.at;
   }
 
-  // GrAPE: n probes v ~ N(0, I) give y = v W^T, a forward pass, and v B^T of the feedback. With u the directions of
-  // y, u_hat those of v B^T and c their cosines, one step on the mean of 1 - c,
+  // GrAPE: n probes v ~ N(0, I) give y = v W^T, a forward pass, and v B^T of the feedback. With u the
+  // directions of y, u_hat those of v B^T and c their cosines, one step on the mean of 1 - c,
   //
   //     B <- B |y| / |v B^T| + rate |y| / sqrt n / n (u - c u_hat)^T v,      rate = n / (n + in + 1).
   //
   // A layer that gives no response is left as it is.
-  function align(layer, { kernel, random, probes, response, predicted }) {
-    const { inputs, outputs, weight, feedback } = layer;
+  function align(layer, {kernel, random, probes, response, predicted}) {
+    const {inputs, outputs, weight, feedback} = layer;
     const n = PROBES;
     random.fill(probes.data.subarray(0, n * inputs));
     for (const [result, matrix] of [[response, weight], [predicted, feedback]]) {
@@ -76,15 +77,13 @@ lab.define("rules", () => {
     }
     const scale = total / totalPredicted;
     for (let i = 0; i < feedback.data.length; i++) feedback.data[i] *= scale;
-    kernel.gemm_tn(
-      outputs, inputs, n, step, response.at, outputs, probes.at, inputs, 1, feedback.at, inputs,
-    );
+    kernel.gemm_tn(outputs, inputs, n, step, response.at, outputs, probes.at, inputs, 1, feedback.at, inputs);
   }
 
   const RULES = {
-    bp: { ...plain, name: "backpropagation", feedback: (layer) => layer.weight.at },
-    fa: { ...plain, name: "feedback alignment", size: asWeight, start: gaussian, feedback: kept },
-    sign_sym: { ...plain, name: "sign symmetry", size: () => 1, start: meanMagnitude, feedback: signed },
+    bp: {...plain, name: "backpropagation", feedback: (layer) => layer.weight.at},
+    fa: {...plain, name: "feedback alignment", size: asWeight, start: gaussian, feedback: kept},
+    sign_sym: {...plain, name: "sign symmetry", size: () => 1, start: meanMagnitude, feedback: signed},
     dfa: {
       ...plain,
       name: "direct feedback alignment",
@@ -94,14 +93,19 @@ lab.define("rules", () => {
       feedback: kept,
       resembles: false,
     },
-    kp: { ...plain, name: "Kolen-Pollack", size: asWeight, start: gaussian, feedback: kept, mirrors: true },
+    kp: {...plain, name: "Kolen-Pollack", size: asWeight, start: gaussian, feedback: kept, mirrors: true},
     grape: {
-      ...plain, name: "GrAPE, layer by layer", size: asWeight, start: gaussian, feedback: kept, before: align,
+      ...plain,
+      name: "GrAPE, layer by layer",
+      size: asWeight,
+      start: gaussian,
+      feedback: kept,
+      before: align,
     },
   };
 
   // Whether the rule's feedback is drawn at random, at a size that can be chosen.
   const isDrawn = (rule) => RULES[rule].start === gaussian;
 
-  return { RULES, PROBES, isDrawn };
+  return {RULES, PROBES, isDrawn};
 });

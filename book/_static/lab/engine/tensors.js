@@ -1,8 +1,8 @@
 // The kernels (kernel/*.c, compiled into kernel.js) and the memory that their tensors lie in.
 //
-// A tensor is { at, data }: its address for a kernel, and its numbers as a typed array. A space has a fixed size,
-// because growing would cut every array off from its numbers; tensors begin at multiples of 16 bytes, and are never
-// freed: a model's space goes with the model.
+// A tensor is { at, data }: its address for a kernel, and its numbers as a typed array. A space has a fixed
+// size, because growing would cut every array off from its numbers; tensors begin at multiples of 16 bytes,
+// and are never freed: a model's space goes with the model.
 "use strict";
 
 lab.define("tensors", (need) => {
@@ -32,22 +32,18 @@ lab.define("tensors", (need) => {
       const at = this.next;
       this.next = (at + 4 * n + 15) & ~15;
       if (this.next > this.buffer.byteLength) throw new RangeError(`a space is full at ${at} bytes`);
-      return { at, data: new Kind(this.buffer, at, n) };
+      return {at, data: new Kind(this.buffer, at, n)};
     }
 
-    floats(n) {
-      return this.take(Float32Array, n);
-    }
+    floats(n) { return this.take(Float32Array, n); }
 
-    ints(n) {
-      return this.take(Int32Array, n);
-    }
+    ints(n) { return this.take(Int32Array, n); }
   }
 
   // The numbers start ... start + n of a tensor.
   function part(tensor, start, n) {
-    return { at: tensor.at + 4 * start, data: tensor.data.subarray(start, start + n) };
+    return {at: tensor.at + 4 * start, data: tensor.data.subarray(start, start + n)};
   }
 
-  return { Space, part };
+  return {Space, part};
 });

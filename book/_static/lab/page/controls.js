@@ -2,8 +2,8 @@
 "use strict";
 
 lab.define("controls", (need) => {
-  const { RULES, isDrawn } = need("rules");
-  const { CHOICES, LARGEST_SEED } = need("settings");
+  const {RULES, isDrawn} = need("rules");
+  const {CHOICES, LARGEST_SEED} = need("settings");
 
   // make("label", { class: "a" }, child, "text")
   function make(tag, attributes = {}, ...children) {
@@ -14,15 +14,15 @@ lab.define("controls", (need) => {
   }
 
   function select(label, entries, value, changed) {
-    const field = make("select", {}, ...entries.map(([key, text]) => make("option", { value: key }, text)));
+    const field = make("select", {}, ...entries.map(([key, text]) => make("option", {value: key}, text)));
     field.value = value;
     field.addEventListener("change", () => changed(field.value));
-    return make("label", { class: "lab-field" }, make("span", {}, label), field);
+    return make("label", {class: "lab-field"}, make("span", {}, label), field);
   }
 
   // A slider over the values of a list.
   function slider(label, values, value, changed, show = String) {
-    const field = make("input", { type: "range", min: 0, max: values.length - 1, step: 1 });
+    const field = make("input", {type: "range", min: 0, max: values.length - 1, step: 1});
     const output = make("output");
     const update = () => {
       output.textContent = show(values[field.value]);
@@ -32,11 +32,13 @@ lab.define("controls", (need) => {
     update();
     field.addEventListener("input", update);
     field.addEventListener("change", () => changed(values[field.value]));
-    return make("label", { class: "lab-field" }, make("span", {}, label), make("span", { class: "lab-slide" }, field, output));
+    return make(
+      "label", {class: "lab-field"}, make("span", {}, label),
+      make("span", {class: "lab-slide"}, field, output));
   }
 
   function modelFields(model, i, changed) {
-    const rules = Object.entries(RULES).map(([key, { name }]) => [key, name]);
+    const rules = Object.entries(RULES).map(([key, {name}]) => [key, name]);
     const scale = slider("Size of the random feedback", CHOICES.scale, model.scale, (value) => {
       model.scale = value;
       changed();
@@ -56,8 +58,9 @@ lab.define("controls", (need) => {
       model.lr = value;
       changed();
     });
-    const legend = make("legend", {}, make("span", { class: `lab-swatch lab-${i}` }), ["First model", "Second model"][i]);
-    return make("fieldset", { class: `lab-model lab-${i}` }, legend, rule, rate, scale);
+    const legend =
+      make("legend", {}, make("span", {class: `lab-swatch lab-${i}`}), ["First model", "Second model"][i]);
+    return make("fieldset", {class: `lab-model lab-${i}`}, legend, rule, rate, scale);
   }
 
   // Return the form for `settings`, which it changes in place; changed() is called after each change.
@@ -66,30 +69,31 @@ lab.define("controls", (need) => {
       settings[name] = Number(value);
       changed();
     };
-    const seed = make("input", { type: "number", min: 0, max: LARGEST_SEED, step: 1, inputmode: "numeric" });
+    const seed = make("input", {type: "number", min: 0, max: LARGEST_SEED, step: 1, inputmode: "numeric"});
     seed.value = settings.seed;
     seed.addEventListener("change", () => {
       const value = Number(seed.value);
-      if (Number.isInteger(value) && value >= 0 && value <= LARGEST_SEED) set("seed")(value);
-      else seed.value = settings.seed;
+      if (Number.isInteger(value) && value >= 0 && value <= LARGEST_SEED)
+        set("seed")(value);
+      else
+        seed.value = settings.seed;
     });
     const both = make(
-      "fieldset", { class: "lab-model" }, make("legend", {}, "Both"),
+      "fieldset", {class: "lab-model"}, make("legend", {}, "Both"),
       select("Width", CHOICES.n_embd.map((n) => [n, `${n} units`]), settings.n_embd, set("n_embd")),
       slider("Blocks", CHOICES.n_layer, settings.n_layer, set("n_layer")),
-      make("label", { class: "lab-field" }, make("span", {}, "Seed of weights and batches"), seed),
-    );
+      make("label", {class: "lab-field"}, make("span", {}, "Seed of weights and batches"), seed));
     const fields = [...settings.models.map((model, i) => modelFields(model, i, changed)), both];
-    const made = make("form", { class: "lab-form", "aria-label": "Settings of the two models" }, ...fields);
+    const made = make("form", {class: "lab-form", "aria-label": "Settings of the two models"}, ...fields);
     made.addEventListener("submit", (event) => event.preventDefault());
     return made;
   }
 
   function button(text, kind, pressed) {
-    const made = make("button", { type: "button", class: `lab-button ${kind}` }, text);
+    const made = make("button", {type: "button", class: `lab-button ${kind}`}, text);
     made.addEventListener("click", pressed);
     return made;
   }
 
-  return { make, form, button };
+  return {make, form, button};
 });

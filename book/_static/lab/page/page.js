@@ -2,17 +2,17 @@
 "use strict";
 
 lab.define("page", (need) => {
-  const { parse, format } = need("settings");
-  const { make, form, button } = need("controls");
-  const { Results } = need("results");
+  const {parse, format} = need("settings");
+  const {make, form, button} = need("controls");
+  const {Results} = need("results");
   const SPOKEN_MS = 8000;
   const CALM_MS = 2000;
 
   // The engine in a worker of its own, from the text of the scripts that this page has loaded.
   function worker(heard, failed) {
     const text = `${lab.source()}\nlab.need("worker").serve(self);`;
-    const made = new Worker(URL.createObjectURL(new Blob([text], { type: "text/javascript" })));
-    made.onmessage = ({ data }) => heard(data);
+    const made = new Worker(URL.createObjectURL(new Blob([text], {type: "text/javascript"})));
+    made.onmessage = ({data}) => heard(data);
     made.onerror = (event) => failed(event.message);
     return made;
   }
@@ -20,8 +20,8 @@ lab.define("page", (need) => {
   function open(holder) {
     const settings = parse(location.hash);
     const results = new Results(need("corpus").floors);
-    const status = make("p", { class: "lab-status" });
-    const spoken = make("p", { class: "lab-spoken", "aria-live": "polite" });
+    const status = make("p", {class: "lab-status"});
+    const spoken = make("p", {class: "lab-spoken", "aria-live": "polite"});
     const calm = matchMedia("(prefers-reduced-motion: reduce)");
     let round = 0;
     let running = false;
@@ -62,12 +62,12 @@ lab.define("page", (need) => {
     const toggle = button("Start", "lab-main", () => setRunning(!running));
     const single = button("One step", "", () => {
       setRunning(false);
-      engine.postMessage({ order: "step" });
+      engine.postMessage({order: "step"});
     });
     const again = button("Reset", "", () => reset(false));
 
     function setRunning(value) {
-      if (value !== running) engine.postMessage({ order: value ? "start" : "pause" });
+      if (value !== running) engine.postMessage({order: value ? "start" : "pause"});
       running = value;
       toggle.textContent = running ? "Pause" : "Start";
     }
@@ -76,7 +76,7 @@ lab.define("page", (need) => {
       setRunning(false);
       round += 1;
       results.reset(settings);
-      engine.postMessage({ order: "reset", settings, round });
+      engine.postMessage({order: "reset", settings, round});
       if (goOn) setRunning(true);
     }
 
@@ -93,13 +93,13 @@ lab.define("page", (need) => {
       fields = next;
       reset(settings.start || running);
     });
-    const buttons = make("div", { class: "lab-buttons" }, toggle, single, again, status);
+    const buttons = make("div", {class: "lab-buttons"}, toggle, single, again, status);
     holder.replaceChildren(fields, buttons, spoken, results.element);
     new ResizeObserver(() => results.draw()).observe(holder);
     reset(settings.start);
   }
 
-  return { open };
+  return {open};
 });
 
 document.addEventListener("DOMContentLoaded", () => {

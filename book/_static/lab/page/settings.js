@@ -1,11 +1,13 @@
-// What a reader can set, its default, and its form in the address: #a=fa,0.003,1&b=bp,0.003,1&width=32&blocks=2&seed=1.
+// What a reader can set, its default, and its form in the address:
+// #a=fa,0.003,1&b=bp,0.003,1&width=32&blocks=2&seed=1.
 //
-// A model is rule, learning rate, scale of the feedback's start. What an address says and is not allowed is replaced by
-// the default, so that every address opens a lab that runs. With &start=1 training begins by itself.
+// A model is rule, learning rate, scale of the feedback's start. What an address says and is not allowed is
+// replaced by the default, so that every address opens a lab that runs. With &start=1 training begins by
+// itself.
 "use strict";
 
 lab.define("settings", (need) => {
-  const { RULES } = need("rules");
+  const {RULES} = need("rules");
   const CHOICES = {
     rule: Object.keys(RULES),
     lr: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
@@ -14,8 +16,10 @@ lab.define("settings", (need) => {
     n_layer: [1, 2, 3, 4],
   };
   const DEFAULTS = {
-    models: [{ rule: "bp", lr: 3e-3, scale: 1 }, { rule: "fa", lr: 3e-3, scale: 1 }],
-    n_embd: 32, n_layer: 2, seed: 1,
+    models: [{rule: "bp", lr: 3e-3, scale: 1}, {rule: "fa", lr: 3e-3, scale: 1}],
+    n_embd: 32,
+    n_layer: 2,
+    seed: 1,
   };
   const LARGEST_SEED = 9999;
 
@@ -42,10 +46,10 @@ lab.define("settings", (need) => {
     };
   }
 
-  function format({ models, n_embd, n_layer, seed }) {
-    const [a, b] = models.map(({ rule, lr, scale }) => `${rule},${lr},${scale}`);
+  function format({models, n_embd, n_layer, seed}) {
+    const [a, b] = models.map(({rule, lr, scale}) => `${rule},${lr},${scale}`);
     return `#a=${a}&b=${b}&width=${n_embd}&blocks=${n_layer}&seed=${seed}`;
   }
 
-  return { CHOICES, LARGEST_SEED, parse, format };
+  return {CHOICES, LARGEST_SEED, parse, format};
 });

@@ -1,11 +1,12 @@
-// The worker's side: it keeps a pair of models, trains in slices so that it hears the page in between, and reports.
+// The worker's side: it keeps a pair of models, trains in slices so that it hears the page in between, and
+// reports.
 //
-// Orders: { order: "reset", settings, round }, "start", "pause", "step". Reports carry the round of their reset, so
-// that the page can drop one that is late; `rate` is steps of the pair in a second of training.
+// Orders: { order: "reset", settings, round }, "start", "pause", "step". Reports carry the round of their
+// reset, so that the page can drop one that is late; `rate` is steps of the pair in a second of training.
 "use strict";
 
 lab.define("worker", (need) => {
-  const { Pair } = need("pair");
+  const {Pair} = need("pair");
   const SLICE_MS = 50;
   const REPORT_MS = 250;
 
@@ -13,14 +14,14 @@ lab.define("worker", (need) => {
     let pair = null;
     let round = 0;
     let running = false;
-    let clock = { steps: 0, ms: 0 };
+    let clock = {steps: 0, ms: 0};
     let reported = 0;
 
     function report(all = false) {
       reported = performance.now();
       const rate = clock.ms > 0 ? (1000 * clock.steps) / clock.ms : 0;
-      clock = { steps: clock.steps / 2, ms: clock.ms / 2 };
-      port.postMessage({ round, running, rate, ...pair.report(all) });
+      clock = {steps: clock.steps / 2, ms: clock.ms / 2};
+      port.postMessage({round, running, rate, ...pair.report(all)});
     }
 
     function slice() {
@@ -40,7 +41,7 @@ lab.define("worker", (need) => {
       reset(message) {
         running = false;
         round = message.round;
-        clock = { steps: 0, ms: 0 };
+        clock = {steps: 0, ms: 0};
         pair = new Pair(message.settings, need("corpus"));
         report(true);
       },
@@ -59,15 +60,15 @@ lab.define("worker", (need) => {
       },
     };
 
-    port.onmessage = ({ data }) => {
+    port.onmessage = ({data}) => {
       try {
         orders[data.order](data);
       } catch (error) {
         running = false;
-        port.postMessage({ round, error: String(error) });
+        port.postMessage({round, error: String(error)});
       }
     };
   }
 
-  return { serve };
+  return {serve};
 });

@@ -1,7 +1,7 @@
 /* The parts of the network and of the optimiser: what a training step does besides matrix products.
 
-   Names of sizes: n tokens or numbers, c width of the residual stream, b sequences, t time, h heads, d width of a
-   head, v characters. */
+   Names of sizes: n tokens or numbers, c width of the residual stream, b sequences, t time, h heads, d width
+   of a head, v characters. */
 
 #include "vectors.h"
 
@@ -10,17 +10,20 @@
 static f4 row_of_vectors[LARGEST_ROW / 4];
 
 EXPORT(add) void add(float *y, const float *x, int n) { /* y += x */
-  for (int i = 0; i < n; i += 4) store4(y + i, load4(y + i) + load4(x + i));
+  for (int i = 0; i < n; i += 4)
+    store4(y + i, load4(y + i) + load4(x + i));
 }
 
 EXPORT(dot) float dot(const float *x, const float *y, int n) { /* n a multiple of 4 */
   f4 sum = all4(0);
-  for (int i = 0; i < n; i += 4) sum += load4(x + i) * load4(y + i);
+  for (int i = 0; i < n; i += 4)
+    sum += load4(x + i) * load4(y + i);
   return sum4(sum);
 }
 
 EXPORT(signs) void signs(float *y, const float *x, float size, int n) { /* y = size sign(x) */
-  for (int i = 0; i < n; i++) y[i] = x[i] > 0 ? size : x[i] < 0 ? -size : 0;
+  for (int i = 0; i < n; i++)
+    y[i] = x[i] > 0 ? size : x[i] < 0 ? -size : 0;
 }
 
 EXPORT(gelu) void gelu(float *y, const float *x, int n) { /* y = x Phi(x) */
@@ -39,8 +42,8 @@ EXPORT(gelu_backward) void gelu_backward(float *grad, const float *x, int n) { /
 
 /* A step of AdamW: correction1 and correction2 are 1 - beta^t, clip is what the gradient is multiplied by */
 EXPORT(adamw)
-void adamw(float *p, const float *grad, float *first, float *second, int n, float lr, float beta1, float beta2,
-           float eps, float decay, float correction1, float correction2, float clip) {
+void adamw(float *p, const float *grad, float *first, float *second, int n, float lr, float beta1,
+           float beta2, float eps, float decay, float correction1, float correction2, float clip) {
   float size = lr / correction1, root = 1 / __builtin_sqrtf(correction2);
   for (int i = 0; i < n; i += 4) {
     f4 g = load4(grad + i) * clip;
@@ -53,7 +56,8 @@ void adamw(float *p, const float *grad, float *first, float *second, int n, floa
   }
 }
 
-EXPORT(embed) void embed(float *x, const int *ids, const float *token, const float *position, int n, int t, int c) {
+EXPORT(embed)
+void embed(float *x, const int *ids, const float *token, const float *position, int n, int t, int c) {
   for (int i = 0; i < n; i++)
     for (int j = 0; j < c; j += 4)
       store4(x + i * c + j, load4(token + ids[i] * c + j) + load4(position + (i % t) * c + j));
@@ -69,13 +73,15 @@ void embed_backward(float *token, float *position, const int *ids, const float *
 
 /* y = gain z + shift with z = (x - mean x) / sigma, eps 1e-5; z and 1 / sigma are kept */
 EXPORT(layer_norm)
-void layer_norm(float *y, float *z, float *inverse, const float *x, const float *gain, const float *shift, int n,
-                int c) {
+void layer_norm(float *y, float *z, float *inverse, const float *x, const float *gain, const float *shift,
+                int n, int c) {
   for (int i = 0; i < n; i++, x += c, y += c, z += c) {
     f4 sum = all4(0), squares = all4(0);
-    for (int j = 0; j < c; j += 4) sum += load4(x + j);
+    for (int j = 0; j < c; j += 4)
+      sum += load4(x + j);
     float mean = sum4(sum) / c;
-    for (int j = 0; j < c; j += 4) squares += (load4(x + j) - mean) * (load4(x + j) - mean);
+    for (int j = 0; j < c; j += 4)
+      squares += (load4(x + j) - mean) * (load4(x + j) - mean);
     inverse[i] = 1 / __builtin_sqrtf(sum4(squares) / c + 1e-5f);
     for (int j = 0; j < c; j += 4) {
       f4 u = (load4(x + j) - mean) * inverse[i];
@@ -85,10 +91,11 @@ void layer_norm(float *y, float *z, float *inverse, const float *x, const float 
   }
 }
 
-/* grad_x += (u - mean u - z mean(u z)) / sigma with u = gain grad; the gradients of gain and shift grow too */
+/* grad_x += (u - mean u - z mean(u z)) / sigma with u = gain grad; the gradients of gain and shift grow too
+ */
 EXPORT(layer_norm_backward)
-void layer_norm_backward(float *grad_x, float *grad_gain, float *grad_shift, const float *grad, const float *z,
-                         const float *inverse, const float *gain, int n, int c) {
+void layer_norm_backward(float *grad_x, float *grad_gain, float *grad_shift, const float *grad,
+                         const float *z, const float *inverse, const float *gain, int n, int c) {
   for (int i = 0; i < n; i++, grad_x += c, grad += c, z += c) {
     f4 sum = all4(0), along = all4(0);
     for (int j = 0; j < c; j += 4) {
@@ -109,8 +116,8 @@ void layer_norm_backward(float *grad_x, float *grad_gain, float *grad_shift, con
 /* y = A v, A = sigmoid(q k^T / sqrt d + bias), 0 where the key comes later. q, k, v, y are (b, t, h, d), A is
    (b, h, t, w) with w = t rounded up to whole vectors */
 EXPORT(attend)
-void attend(float *y, float *weights, const float *q, const float *k, const float *v, int b, int t, int h, int d,
-            float bias) {
+void attend(float *y, float *weights, const float *q, const float *k, const float *v, int b, int t, int h,
+            int d, float bias) {
   int c = h * d, w = vectors(t);
   float scale = 1 / __builtin_sqrtf((float)d);
   for (int s = 0; s < b * h; s++) {
@@ -130,8 +137,8 @@ void attend(float *y, float *weights, const float *q, const float *k, const floa
 /* With dA = dy v^T and dS = A (1 - A) dA: dq = dS k / sqrt d, dk = dS^T q / sqrt d, dv = A^T dy */
 EXPORT(attend_backward)
 void attend_backward(float *grad_q, float *grad_k, float *grad_v, float *scores, const float *grad,
-                     const float *weights, const float *q, const float *k, const float *v, int b, int t, int h,
-                     int d) {
+                     const float *weights, const float *q, const float *k, const float *v, int b, int t,
+                     int h, int d) {
   int c = h * d, w = vectors(t);
   float scale = 1 / __builtin_sqrtf((float)d);
   for (int s = 0; s < b * h; s++) {
@@ -148,10 +155,14 @@ void attend_backward(float *grad_q, float *grad_k, float *grad_v, float *scores,
 
 /* ln x = e ln 2 + 2 artanh((m - 1) / (m + 1)) for x = m 2^e, m within [1/sqrt 2, sqrt 2) */
 static float log1(float x) {
-  union { float f; int i; } u = {x};
+  union {
+    float f;
+    int i;
+  } u = {x};
   int e = ((u.i >> 23) & 255) - 127;
   u.i = (u.i & 0x7fffff) | (127 << 23);
-  if (u.f > 1.41421356f) u.f *= 0.5f, e += 1;
+  if (u.f > 1.41421356f)
+    u.f *= 0.5f, e += 1;
   float s = (u.f - 1) / (u.f + 1), q = s * s;
   return e * 0.693147181f + 2 * s * (1 + q * (1.0f / 3 + q * (1.0f / 5 + q * (1.0f / 7 + q * (1.0f / 9)))));
 }
@@ -159,13 +170,16 @@ static float log1(float x) {
 /* The mean of -ln softmax(logits)[target] over n tokens; error = (softmax(logits) - onehot(target)) / n */
 EXPORT(cross_entropy)
 float cross_entropy(float *error, const float *logits, const int *targets, int n, int v) {
-  if (v > LARGEST_ROW) __builtin_trap();
+  if (v > LARGEST_ROW)
+    __builtin_trap();
   float *row = (float *)row_of_vectors;
   double total = 0;
   for (int i = 0; i < n; i++, logits += v, error += v) {
     float largest = logits[0];
-    for (int j = 1; j < v; j++) largest = logits[j] > largest ? logits[j] : largest;
-    for (int j = 0; j < vectors(v); j++) row[j] = j < v ? logits[j] - largest : -1e9f;
+    for (int j = 1; j < v; j++)
+      largest = logits[j] > largest ? logits[j] : largest;
+    for (int j = 0; j < vectors(v); j++)
+      row[j] = j < v ? logits[j] - largest : -1e9f;
     f4 sum = all4(0);
     for (int j = 0; j < v; j += 4) {
       f4 e = exp4(load4(row + j));
@@ -173,7 +187,8 @@ float cross_entropy(float *error, const float *logits, const int *targets, int n
       sum += e;
     }
     float whole = sum4(sum), share = 1 / (whole * n);
-    for (int j = 0; j < v; j++) error[j] = row[j] * share;
+    for (int j = 0; j < v; j++)
+      error[j] = row[j] * share;
     error[targets[i]] -= 1.0f / n;
     total += log1(whole) + largest - logits[targets[i]];
   }

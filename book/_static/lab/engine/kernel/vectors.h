@@ -4,8 +4,8 @@
    elementwise kernels are padded to whole vectors, so that these have no remainder. Nothing is linked in, and
    there is no allocator: tensors.js has one.
 
-   exp4 is a Taylor series after reduction of the range. normal4 takes the error function from formula 7.1.26 of
-   Abramowitz and Stegun 1964, whose absolute error is below 1.5e-7. */
+   exp4 is a Taylor series after reduction of the range. normal4 takes the error function from formula 7.1.26
+   of Abramowitz and Stegun 1964, whose absolute error is below 1.5e-7. */
 
 #include <wasm_simd128.h>
 
