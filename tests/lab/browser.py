@@ -4,10 +4,12 @@
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +19,11 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not installed")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --remote-debugging-pipe about:blank"
-)
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe"),
+]
+START = "import os, sys; a = sys.argv; os.dup2(int(a[1]), 3); os.dup2(int(a[2]), 4); os.execv(a[3], a[3:])"
 
 
 class Page:
@@ -103,14 +106,14 @@ class Page:
 def chromium(profile: Path):
     """Yield a `Page` of a Chromium that ends with the block; ``profile`` is an empty folder."""
     (child_reads, we_write), (we_read, child_writes) = os.pipe(), os.pipe()
-    command = f'exec "$0" --user-data-dir="$1" {FLAGS} 3<&{child_reads} 4>&{child_writes}'
-    process = subprocess.Popen(
-        ["sh", "-c", command, CHROMIUM, str(profile)],
-        pass_fds=(child_reads, child_writes),
-        stderr=subprocess.DEVNULL,
-    )
+    # Chromium reads from descriptor 3 and writes to 4, which may be those of another pipe here.
+    theirs = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (child_reads, child_writes)]
     os.close(child_reads)
     os.close(child_writes)
+    command = [sys.executable, "-c", START, *map(str, theirs), CHROMIUM, f"--user-data-dir={profile}", *FLAGS]
+    process = subprocess.Popen(command, pass_fds=theirs, stderr=subprocess.DEVNULL)
+    for descriptor in theirs:
+        os.close(descriptor)
     try:
         yield Page(we_read, we_write)
     finally:

@@ -17,7 +17,7 @@ SIZES = [(1, 1, 1), (4, 8, 3), (5, 13, 7), (9, 4, 2), (3, 12, 5), (7, 65, 32)]
 def product(
     layout: str, m: int, n: int, k: int, apart: int, alpha: float, beta: float
 ) -> tuple[dict, torch.Tensor]:
-    """Return a case and its result; its rows lie ``apart`` numbers further from each other than they are long."""
+    """Return a case and its result; its rows are ``apart`` numbers further apart than they are long."""
     a = torch.randn((k, m + apart) if layout == "tn" else (m, k + apart))
     b = torch.randn((n, k + apart) if layout == "nt" else (k, n + apart))
     c = torch.randn(m, n + apart)

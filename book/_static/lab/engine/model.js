@@ -1,7 +1,7 @@
 // LocalGPT in float32: its parameters, forward pass and backward pass.
 //
 //     x = tok_emb[ids] + pos_emb
-//     per block:  x = x + o_proj(attend(q_proj, k_proj, v_proj of ln1(x)))  sigmoid attention, b = -ln block_size
+//     per block:  x = x + o_proj(attend(q_proj, k_proj, v_proj of ln1(x)))   sigmoid attention, bias -ln T
 //                 x = x + proj(gelu(fc(ln2(x))))   exact GELU, hidden width 4 C
 //     logits = head(ln_f(x))                                                 not tied to tok_emb, no biases
 //

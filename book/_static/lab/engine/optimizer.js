@@ -2,7 +2,7 @@
 // localgpt_core/training/step.py:
 //
 //     lr(s) = lr (s + 1) / (warmup + 1)                                               for s < warmup
-//             lr (m + (1 - m) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2)     after it, m = min_lr_ratio
+//             lr (m + (1 - m) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2)     after, m = min_lr_ratio
 //
 // Matrices decay, norms do not. Feedback that mirrors (Kolen-Pollack) is held beside the weights and is
 // handed their clipped gradient, with moments of its own; its gradient does not count for the clipping.

@@ -51,7 +51,7 @@ lab.define("page", (need) => {
       results.add(message);
       const speed = message.rate > 0 ? `, ${message.rate.toFixed(0)} steps a second` : "";
       status.textContent = `Step ${message.step}${speed}`;
-      holder.dataset.step = message.step;
+      Object.assign(holder.dataset, {step: message.step, running: message.running});
       if (stopped || !calm.matches || performance.now() - lastDrawn > CALM_MS) draw();
       if (stopped || performance.now() - lastSpoken > SPOKEN_MS) say(results.summary());
       if (stopped && running && !message.finite.some(Boolean)) setRunning(false);

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Build the kernels and write ../kernel.js, which holds their bytes as text, since a page that is opened from a
-# disk may load no other kind of file. Usage: build.sh [OUTPUT]. Needs clang and wasm-ld; the version that the bytes come from stands in OUTPUT.
+# Build the kernels and write ../kernel.js, which holds their bytes as text, since a page that is opened
+# from a disk may load no other kind of file. Usage: build.sh [OUTPUT]. Needs clang and wasm-ld, and writes down
+# which version made the bytes.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath "${1:-$here/../kernel.js}")
