@@ -73,6 +73,7 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=features)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Page.bringToFront")  # keys reach no other page
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
         self.until(f"location.href === {json.dumps(url)} && document.readyState !== 'loading'")

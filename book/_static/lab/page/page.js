@@ -94,7 +94,7 @@ lab.define("page", (need) => {
       reset(settings.start || running);
     });
     const buttons = make("div", {class: "lab-buttons"}, toggle, single, again, status);
-    holder.replaceChildren(fields, buttons, spoken, results.element);
+    holder.replaceChildren(buttons, fields, spoken, results.element);
     new ResizeObserver(() => results.draw()).observe(holder);
     reset(settings.start);
   }
