@@ -92,7 +92,7 @@ check-chapters: $(READY)
 
 check-site: $(READY)
 	@echo "==> The built pages"
-	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/book/test_site.py
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/book/test_site.py tests/lab/test_lab_page.py
 
 # ------------------------------------------------------------------------------------------------ work
 
