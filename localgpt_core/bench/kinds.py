@@ -53,9 +53,9 @@ SCOPES = {
 # Products of scores and of values are batched (bmm, baddbmm), and nothing else in a step of a GPT is.
 # Copies that bring the heads together are copies. Masks are made in place.
 _NAMES = {
-    PRODUCTS: "addmm dot linear matmul mm mv addmv _scaled_mm",
+    PRODUCTS: "addmm addmm_ addmv addmv_ dot linear matmul mm mv _scaled_mm",
     ATTENTION: """
-        baddbmm bmm masked_fill masked_fill_ sigmoid sigmoid_ sigmoid_backward softmax _softmax
+        baddbmm baddbmm_ bmm masked_fill masked_fill_ sigmoid sigmoid_ sigmoid_backward softmax _softmax
         _softmax_backward_data _safe_softmax triu_""",
     NORMS: "layer_norm native_layer_norm native_layer_norm_backward",
     ELEMENTWISE: """
