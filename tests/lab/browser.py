@@ -27,15 +27,11 @@ START = "import os, sys; a = sys.argv; os.dup2(int(a[1]), 3); os.dup2(int(a[2]),
 
 
 class Page:
-    """One page: what it loads, what runs in it, and what it complains of."""
+    """One page at a time: what it loads, what runs in it, and what it complains of."""
 
     def __init__(self, read: int, write: int) -> None:
         self.read, self.write, self.waiting = read, write, b""
-        self.count, self.session, self.complaints = 0, None, []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
+        self.count, self.session, self.target, self.complaints = 0, None, None, []
 
     def message(self) -> dict:
         """Return the next message; what is an error of the page's is noted."""
@@ -68,13 +64,19 @@ class Page:
         return answer["result"]
 
     def open(self, url: str, width: int = 1400, height: int = 1000, **media: str) -> None:
-        """Load ``url`` in a window of that size; ``media`` are features such as prefers_color_scheme."""
+        """Load ``url`` in a new window of that size; ``media`` are features such as prefers_color_scheme."""
+        self.session, before, self.complaints = None, self.target, []
+        self.target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        if before:
+            self.call("Target.closeTarget", targetId=before)
+        self.session = self.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.bringToFront")  # keys reach no other page
-        self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
         self.until(f"location.href === {json.dumps(url)} && document.readyState !== 'loading'")
 

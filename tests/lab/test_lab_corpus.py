@@ -20,7 +20,7 @@ def test_every_script_is_loaded_and_those_of_the_engine_by_the_tests_too():
     assert files | {"corpus"} == set(lab_page.SCRIPTS)
     engine = [name.removeprefix("engine/") for name in lab_page.SCRIPTS if name.startswith("engine/")]
     text = (ROOT / "tests/lab/engine.mjs").read_text()
-    assert json.loads(re.search(r"ENGINE = (\[.*\])", text)[1]) == engine
+    assert json.loads(re.search(r"ENGINE =\s*(\[[^]]*\])", text)[1]) == engine
 
 
 def test_files_are_small_and_say_what_they_are_for():

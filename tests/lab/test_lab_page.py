@@ -33,7 +33,6 @@ def browser(tmp_path_factory):
 
 def opened(browser, site, settings: str = "", **window):
     """Return ``browser`` at the page, once the models are there."""
-    browser.complaints.clear()
     browser.open(f"{(site / PAGE).as_uri()}#{settings}", **window)
     browser.until(f"{STEP} >= 0")
     return browser

@@ -129,10 +129,14 @@ def test_steps_move_weights_and_feedback_alike(both):
     assert engine["state"].keys() == python["state"].keys()
     for name, after in python["state"].items():
         before = python["start"][name]
-        step = (after - before).norm()
         ours = unpacked(engine["state"][name]).view(after.shape)
-        # An entry whose gradient is rounding takes a full step to either side.
-        assert (ours - after).norm() <= 1e-2 * step + 1e-6 * after.norm(), name
+        # AdamW takes a whole step to either side where the gradient is nothing but rounding: not compared.
+        grad = python["gradients"].get(name.replace("feedback_weight", "weight"), after)
+        grad = grad if grad.shape == after.shape else after
+        sure = grad.abs() >= 1e-5 * grad.abs().max()
+        assert sure.float().mean() > 0.8, name
+        step = (after - before)[sure].norm()
+        assert (ours - after)[sure].norm() <= 2e-3 * step + 1e-6 * after.norm(), name
 
 
 def test_feedback_moves_under_the_rules_that_move_it(both):
