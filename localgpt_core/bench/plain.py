@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.config import LocalGPTConfig
+from localgpt_core.parallel.parts import WHOLE, Split
 
 __all__ = ["PlainGPT"]
 
@@ -68,7 +69,7 @@ class PlainGPT(nn.Module):
             return logits, None
         return logits, functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
-    def align_feedback(self, *key: int | str, idx: Tensor | None = None) -> None:
+    def align_feedback(self, *key: int | str, idx: Tensor | None = None, split: Split = WHOLE) -> None:
         """Move no feedback: there is none."""
 
     def mirrored(self) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -50,12 +50,13 @@ def measure_into(
         "norm_ratio": {name: value for name, value in measured.norm_ratio.items() if name in matrices},
         "feedback": feedback_cosines(model, idx, seed=step),
         "radial": radial_shares(model, idx, targets),
-        "vq_radial": code_radial_shares(model, idx, targets),
         "gates": gates(model),
     }
     chosen = choices(model, text)
     by_name["unused"] = {place: unused_share(counts) for place, counts in chosen.items()}
     by_name["entropy"] = {place: entropy_bits(counts) for place, counts in chosen.items()}
+    if model.config.vq_codes:
+        by_name["vq_radial"] = code_radial_shares(model, idx, targets)
     if not model.config.mlp_topk:
         by_name["concentration"] = concentration(model, text)
     for key, values in by_name.items():
