@@ -81,3 +81,11 @@ def test_the_citation_names_the_version_of_the_package():
     citation, project = read(ROOT / "CITATION.cff"), (ROOT / "pyproject.toml").read_text()
     assert f'version = "{citation["version"]}"' in project and citation["license"] == "MIT"
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_chapters_are_written_and_compared_with_the_same_kernels():
+    text = (ROOT / "Makefile").read_text()
+    targets = "run-chapters check-chapters execute"
+    names = re.findall(rf"^{targets}: export (\w+) := \w+$", text, re.MULTILINE)
+    assert names == ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"]
+    assert set(targets.split()) <= TARGETS
