@@ -1,9 +1,19 @@
-"""What the records decide: the claims of a suite, each with its interval and its verdict.
+"""What is recorded, and what it decides: the claims of a suite, each with its interval and its verdict.
 
 Nothing is decided by hand: a claim and its criterion stand in the suite's file from before the first run, see
 `localgpt_core.experiments.claims`, and everything else is computed from the records.
 """
 
+from localgpt_core.ledger.status import SuiteStatus, book_status, broken_table, status_table
 from localgpt_core.ledger.verdicts import Decision, claim_table, decide, decisions
 
-__all__ = ["Decision", "claim_table", "decide", "decisions"]
+__all__ = [
+    "Decision",
+    "SuiteStatus",
+    "book_status",
+    "broken_table",
+    "claim_table",
+    "decide",
+    "decisions",
+    "status_table",
+]
