@@ -1,5 +1,6 @@
 """The built page "Train it here", opened from the disk as a reader opens it: run by `make check-site`."""
 
+import json
 import os
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def test_settings_are_in_the_address_both_ways(browser, site):
     })()""")
     assert page.run("location.hash") == "#a=grape,0.001,3&b=fa,0.003,1&width=64&blocks=2&seed=5"
     assert page.complaints == []
+
+
+BP = "Under backpropagation the feedback is the weight itself."
+DFA = "Under direct feedback alignment only the head's feedback has the shape of its weight."
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"), [(("fa", "kp"), ""), (("fa", "bp"), BP), (("dfa", "grape"), DFA)], ids=str
+)
+def test_what_is_said_of_the_angles_holds_before_they_are_measured_too(browser, site, rules, said):
+    page = opened(browser, site)
+    models = [{"rule": rule} for rule in rules]
+    assert said == page.run(f"""(() => {{
+        const results = new (lab.need("results").Results)();
+        results.reset({{models: {json.dumps(models)}}});
+        results.draw();
+        return results.note.textContent;
+    }})()""")
 
 
 @pytest.mark.parametrize("window", [{"width": 390}, {"width": 1400, "prefers_color_scheme": "dark"}])

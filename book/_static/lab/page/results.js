@@ -114,7 +114,6 @@ lab.define("results", (need) => {
       const found =
         this.data.angles.map((layers) => new Map(layers.map(({name, degrees}) => [name, degrees])));
       const names = [...new Set(this.data.angles.flatMap((layers) => layers.map(({name}) => name)))];
-      const without = this.titles.filter((_, i) => !found[i].size);
       const short = (name) =>
         name.replace("blocks.", "block ").replace(".attn.", ": ").replace(".mlp.", ": ").replace("_proj", "");
       const rows =
@@ -123,13 +122,12 @@ lab.define("results", (need) => {
         angleChart(this.angles, {rows, label: "Angles by layer; the table has their means."});
       else
         this.angles.replaceChildren();
-      const direct = this.titles.includes(RULES.dfa.name);
-      this.note.textContent = [
-        ...new Set(without.map((title) => `Under ${title} the feedback is the weight itself.`)),
-        ...(
-          direct ? ["Under direct feedback alignment only the head's feedback has the shape of its weight."] :
-                   []),
-      ].join(" ");
+      const said = {
+        bp: "Under backpropagation the feedback is the weight itself.",
+        dfa: "Under direct feedback alignment only the head's feedback has the shape of its weight.",
+      };
+      const here = Object.keys(said).filter((rule) => this.titles.includes(RULES[rule].name));
+      this.note.textContent = here.map((rule) => said[rule]).join(" ");
     }
 
     fillTable() {
