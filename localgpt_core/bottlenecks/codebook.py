@@ -34,6 +34,7 @@ from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import MaybeExact, set_for_a_while, wide, without_autocast
 from localgpt_core.common.seeds import normal_like
 from localgpt_core.common.validation import require, require_choice, require_integer
+from localgpt_core.config.allowed import CODE_BACKWARDS, CODE_NORMS
 from localgpt_core.matrices.kmeans import spherical_kmeans
 
 __all__ = ["VQResidualDir", "in_groups", "nearest_codes", "quantised"]
@@ -41,7 +42,6 @@ __all__ = ["VQResidualDir", "in_groups", "nearest_codes", "quantised"]
 # The state an unseeded torch.Generator starts from, which is what gives every block the same codebook.
 UNSEEDED = 67280421310721
 
-NORMS = ("token", "fixed")
 SHORTEST = 1e-3  # RMS below which a group counts as that long, in the derivative of its normalisation
 
 
@@ -163,8 +163,8 @@ class VQResidualDir(MaybeExact, nn.Module):
         require_integer("n_codes", n_codes, 1)
         require_integer("groups", groups, 1, d_model)
         require(d_model % groups == 0, "groups", groups, f"must divide d_model={d_model}")
-        require_choice("rms", rms, NORMS)
-        require_choice("backward", backward, ("identity", *BACKWARDS))
+        require_choice("rms", rms, CODE_NORMS)
+        require_choice("backward", backward, CODE_BACKWARDS)
         self.rms, self.backward = rms, backward
         shape = (n_codes, d_model) if groups == 1 else (groups, n_codes, d_model // groups)
         like = torch.empty(shape, dtype=dtype)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from localgpt_core.common.functions import LocalFunction
 from localgpt_core.common.modes import MaybeExact, wide
 from localgpt_core.common.validation import require_integer
+from localgpt_core.config.allowed import MOST_BITS
 
-__all__ = ["MOST_BITS", "UniformRounding", "rounded"]
-
-MOST_BITS = 8
+__all__ = ["UniformRounding", "rounded"]
 
 
 def rounded(h: Tensor, bits: int) -> Tensor:

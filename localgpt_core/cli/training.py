@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -221,13 +220,14 @@ def led(app: typer.Typer) -> int:
 
     The others take part in the runs that it trains. One of them all says why they end, if they fail.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    from localgpt_core.parallel import ProcessLost, launched  # without torch
+
+    with starting():
+        processes = launched()
+    if processes.count == 1:
         return app(standalone_mode=False) or 0
     with starting():
-        from localgpt_core.parallel import ProcessLost, launched
         from localgpt_core.training.loop import follow
-
-        processes = launched()
     try:
         if processes.rank == 0:
             return app(standalone_mode=False) or 0

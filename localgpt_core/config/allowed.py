@@ -13,6 +13,7 @@ __all__ = [
     "GRANULARITIES",
     "INSIDE_RULES",
     "LAYER_NORMS",
+    "MOST_BITS",
     "ONLY_BOTTLENECK",
     "SIGMOID_BIASES",
     "SUBSPACES",
@@ -38,6 +39,7 @@ GELU_SURROGATES = ("identity", "relu", "steps")
 CODEBOOKS = ("random", "kmeans")
 CODE_NORMS = ("token", "fixed")
 CODE_BACKWARDS = ("identity", "tangent", "rotation")
+MOST_BITS = 8  # of a number that is rounded
 SUBSPACES = ("project", "constrain")
 
 WITH_SIGMOID = (

@@ -19,6 +19,7 @@ from localgpt_core.config.allowed import (
     GRANULARITIES,
     INSIDE_RULES,
     LAYER_NORMS,
+    MOST_BITS,
     ONLY_BOTTLENECK,
     SIGMOID_BIASES,
     SUBSPACES,
@@ -154,7 +155,7 @@ class LocalGPTConfig(RuleOptions):
         0,
         "bits that every number of the block's output is rounded to, on a scale of its token; 0 = off",
         minimum=0,
-        maximum=8,
+        maximum=MOST_BITS,
         needs=ONLY_BOTTLENECK,
     )
     bottleneck_at: str = option(
