@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localgpt_core.common.files import parse_json, read_regular
+from localgpt_core.common.notebooks import book_pages, cells_of
 
 __all__ = ["BookFigure", "book_figures", "needed_code", "page_figures"]
 
-LARGEST_PAGE = 2**28  # bytes
 SILENT = {"plt.show", "print"}  # calls that draw nothing, and want a notebook or a window
 
 
@@ -62,12 +61,10 @@ def book_figures(book: Path, on_problem: Callable[[str], None] = warnings.warn) 
 
     A page that is damaged is named to ``on_problem``, and the rest goes on.
     """
-    pages = [*sorted(book.glob("chapters/*.ipynb")), *sorted(book.glob("*.ipynb"))]
     found = {}
-    for page in pages:
+    for page in book_pages(book):
         try:
-            cells = parse_json(read_regular(page, LARGEST_PAGE).decode("utf-8"))["cells"]
-            figures = [*page_figures(cells, page.relative_to(book))]
+            figures = [*page_figures(cells_of(page), page.relative_to(book))]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError) as error:
             on_problem(f"page {page} is left out: {type(error).__name__}: {error}")
         else:

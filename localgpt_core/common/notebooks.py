@@ -1,4 +1,4 @@
-"""What a notebook shows: texts as they are, and a progress bar for the person who runs a cell.
+"""What a notebook holds and shows: its cells, texts as they are, a bar for the person who runs a cell.
 
 A page trusts its own words and no others. What a chapter writes is Markdown, mathematics and roles included;
 a name, a device or a label comes from a record or a suite, which may be anybody's, and is a text: `as_html`
@@ -18,10 +18,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
+from typing import Any
 
+from localgpt_core.common.files import parse_json, read_regular
 from localgpt_core.common.validation import printable
 
-__all__ = ["HTMLTable", "as_html", "as_markdown", "say", "watched"]
+__all__ = ["HTMLTable", "as_html", "as_markdown", "book_pages", "cells_of", "say", "watched"]
+
+LARGEST_PAGE = 2**28  # bytes
 
 # What begins or ends markup somewhere in a sentence: HTML, emphasis, code, links, roles, tables, mathematics,
 # an address that is made a link by itself, and a sign that makes a list or a heading of a line.
@@ -29,6 +34,21 @@ MARKUP = re.compile(
     r"[<>&*`\[\]{}|\\$~^]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)"
     r"|\A[^\w\s]|\A\d(?=\d*[.)]\s)"
 )
+
+
+def book_pages(book: Path) -> list[Path]:
+    """Return the notebooks of the folder ``book``, chapters first."""
+    return [*sorted(book.glob("chapters/*.ipynb")), *sorted(book.glob("*.ipynb"))]
+
+
+def cells_of(page: Path) -> list[dict[str, Any]]:
+    """Return the cells of a notebook, as its JSON has them.
+
+    Raises:
+        ValueError: For a file that is no JSON, or too large.
+        LookupError: For one that has no cells.
+    """
+    return parse_json(read_regular(page, LARGEST_PAGE).decode("utf-8"))["cells"]
 
 
 def as_html(text: str) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localgpt_core.common.files import parse_json, read_regular
-from localgpt_core.common.notebooks import as_markdown
+from localgpt_core.common.notebooks import as_markdown, book_pages, cells_of
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import RunRecord, load_records
@@ -15,7 +14,6 @@ from localgpt_core.report.results import SuiteResults, suite_results
 
 __all__ = ["SuiteStatus", "book_status", "broken_table", "pages_of", "status_of", "status_table"]
 
-LARGEST_PAGE = 2**28  # bytes
 LOADS = re.compile(r"""load_results\(\s*["']([\w-]+)["']""")
 NUMBER = re.compile(r"(\d+)-")
 
@@ -63,12 +61,11 @@ def pages_of(book: Path) -> dict[str, list[Path]]:
     """Return the notebooks below ``book`` that load each suite by its name.
 
     Raises:
-        ValueError: For a file that is no notebook.
+        ValueError, LookupError: For a file that is no notebook.
     """
     found: dict[str, list[Path]] = {}
-    for path in [*sorted(book.glob("chapters/*.ipynb")), *sorted(book.glob("*.ipynb"))]:
-        cells = parse_json(read_regular(path, LARGEST_PAGE).decode("utf-8"))["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for path in book_pages(book):
+        code = "\n".join("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "code")
         for suite in dict.fromkeys(LOADS.findall(code)):
             found.setdefault(suite, []).append(path.relative_to(book))
     return found
