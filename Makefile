@@ -19,11 +19,11 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-# A live run amplifies how sums are rounded, and processors differ in that: with wider vectors, in another order. What the
-# chapters print is made, and compared, with the kernels of AVX2 that every x86 machine has.
+# A live run amplifies how sums are rounded, and processors differ in that: with wider vectors, in another order. What
+# the chapters print is made, and compared, with the kernels of AVX2, of which MKL has a mode that promises equal sums.
 run-chapters check-chapters execute: export ATEN_CPU_CAPABILITY := avx2
 run-chapters check-chapters execute: export ONEDNN_MAX_CPU_ISA := AVX2
-run-chapters check-chapters execute: export MKL_ENABLE_INSTRUCTIONS := AVX2
+run-chapters check-chapters execute: export MKL_CBWR := AVX2
 
 # One notebook is one unit of work (loadscope); a cell that hangs is an error.
 NBVAL := $(BIN)/python -m pytest book -q -n $(JOBS) --dist loadscope --nbval-cell-timeout=120
