@@ -106,7 +106,7 @@ def toy_record(spec: RunSpec | None = None, **changes) -> RunRecord:
         parameters={"total": 1000, "trained": 900},
         curves=toy_curves(spec, final, best),
         sample="a rose",
-        environment={"device": "toy", "threads": 1, "torch": "2", "python": "3"},
+        environment={"device": "toy", "cpu_capability": "AVX2", "threads": 1, "torch": "2", "python": "3"},
         provenance={"command": "localgpt", "start": "2026-01-01T00:00:00+00:00"},
     )
     if status == "failed":

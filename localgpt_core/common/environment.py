@@ -21,7 +21,12 @@ TRACEBACK_VARIABLE = "LOCALGPT_TRACEBACK"
 
 
 def environment(device: str) -> dict[str, object]:
-    """Return device, threads and versions of the software, as they are noted with every measurement."""
+    """Return device, threads and versions of the software, as they are noted with every measurement.
+
+    ``cpu_capability`` is the vector unit that torch's kernels use on the processor, such as ``"AVX2"`` or
+    ``"AVX512"``: sums are rounded in another order with another one, and a virtual machine's name of its
+    processor does not tell.
+    """
     import numpy as np
     import torch
 
@@ -29,6 +34,7 @@ def environment(device: str) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else _cpu_name(),
         "device_type": chosen.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -11,7 +11,7 @@ from localgpt_core.training.curves import as_the_last
 
 __all__ = ["FREE", "Verdict", "check_tolerance", "diagnose_every", "judge"]
 
-SAME_MACHINE = ("device", "threads", "torch", "python", "processes", "accumulate")
+SAME_MACHINE = ("device", "cpu_capability", "threads", "torch", "python", "processes", "accumulate")
 ONE_PART = {"processes": 1, "accumulate": 1}  # and not noted
 SHOWN = 3  # differences that a verdict spells out
 

@@ -312,10 +312,11 @@ def test_a_record_that_does_not_say_where_it_was_made_was_made_elsewhere():
     bare = dataclasses.replace(measured([3.25, 2.5]), environment={})
     found = judge(bare, measured([3.25, 2.51]), 0.02)
     assert found.agrees
-    assert found.text.startswith("agrees: by 0.01 nats at most (unknown device, threads, torch, python: ")
+    unknown = "unknown device, cpu_capability, threads, torch, python: "
+    assert found.text.startswith(f"agrees: by 0.01 nats at most ({unknown}")
     some = dataclasses.replace(measured([3.25, 2.5]), environment={"device": "toy", "torch": "1"})
     found = judge(some, measured([3.25, 2.53]), 0.02)
-    assert not found.agrees and "(another torch; unknown threads, python: " in found.text
+    assert not found.agrees and "(another torch; unknown cpu_capability, threads, python: " in found.text
 
 
 def test_runs_that_diverged_at_different_steps_differ_between_machines():
@@ -327,7 +328,7 @@ def test_runs_that_diverged_at_different_steps_differ_between_machines():
     assert judge(there, there, 0.0).agrees
 
 
-@pytest.mark.parametrize("key", ["device", "threads", "torch", "python"])
+@pytest.mark.parametrize("key", ["device", "cpu_capability", "threads", "torch", "python"])
 def test_another_device_thread_count_or_version_is_another_machine(key):
     environment = {**toy_record().environment, key: "another"}
     curves = {**toy_record().curves, "train_loss": [3.0, 2.25]}
