@@ -1,4 +1,4 @@
-"""The command line: train, run, campaign, table, plot, figure, sample, verify, bench, corpus, export, import.
+"""The command line, from train to import.
 
 An error is one line on stderr, and the exit status says whose it is, see ``localgpt --help``.
 """
@@ -32,10 +32,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train and measure a character GPT whose linear layers choose how they learn.\n\n"
-        "Exit status: 0 done; 1 a failure of the program or of the machine, a loss that was not finite, or a "
-        "run that verify finds different; 2 an error of the user's; 3 a suite whose time is over; "
-        "4 a run that another process is making; 130 Ctrl-C. "
-        f"An error is one line, and {TRACEBACK_VARIABLE}=1 shows where it arose."
+        "Exit status: 0 done; 1 a failure of the program or of the machine, a loss that was not finite, a "
+        "run that verify finds different, or a page that states a claim otherwise than the records; 2 an "
+        "error of the user's; 3 a suite whose time is over; 4 a run that another process is making; 130 "
+        f"Ctrl-C. An error is one line, and {TRACEBACK_VARIABLE}=1 shows where it arose."
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The commands that work on records: table, figure, verify, export, import."""
+"""The commands that work on records: table, claims, figure, verify, export, import."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +102,38 @@ def table(
 
 def _on_one_line(value: object) -> object:
     return printable(value) if isinstance(value, str) else value
+
+
+@commands.command()
+def claims(
+    book: Annotated[
+        Path, typer.Argument(help="folder with suites, records and the pages that state claims")
+    ] = Path("book"),
+    records: Annotated[
+        Path | None, typer.Option(help="folder with all records", show_default="BOOK/records")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="as JSON, a list of rows")] = False,
+) -> None:
+    """Print every claim of a book with its verdict, and hold the pages to it.
+
+    Exit status 1 where a page states a claim otherwise than the records decide it; each such place is named.
+    """
+    with starting():
+        import json as as_json
+
+        from localgpt_core.ledger import book_claims, misstated
+    require((book / "suites").is_dir(), "book", str(book), "has no folder suites")
+    found = book_claims(book, records)
+    if json:
+        print(as_json.dumps([claim.row() for claim in found], indent=1))
+    else:
+        for claim in found:
+            print(printable(f"{claim.id}: {claim.decision.stated.replace('**', '')}"))
+    wrong = misstated(book, found)
+    for line in wrong:
+        say(line)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @commands.command()

@@ -24,7 +24,7 @@ from typing import Any
 from localgpt_core.common.files import parse_json, read_regular
 from localgpt_core.common.validation import printable
 
-__all__ = ["HTMLTable", "as_html", "as_markdown", "book_pages", "cells_of", "say", "watched"]
+__all__ = ["HTMLTable", "as_html", "as_markdown", "book_pages", "cells_of", "say", "texts_of", "watched"]
 
 LARGEST_PAGE = 2**28  # bytes
 
@@ -49,6 +49,15 @@ def cells_of(page: Path) -> list[dict[str, Any]]:
         LookupError: For one that has no cells.
     """
     return parse_json(read_regular(page, LARGEST_PAGE).decode("utf-8"))["cells"]
+
+
+def texts_of(cell: dict[str, Any]) -> list[str]:
+    """Return the texts that the outputs of a cell have, in every form that a frontend may choose from."""
+    found = []
+    for output in cell.get("outputs", []):
+        forms = {"text": output.get("text", ""), **output.get("data", {})}
+        found += ["".join(form) for kind, form in forms.items() if kind.startswith("text")]
+    return found
 
 
 def as_html(text: str) -> str:

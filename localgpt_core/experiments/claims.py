@@ -9,11 +9,14 @@ average. In the suite's file:
     reference = "bp"
     criterion = "equal"     # |d| < margin; below: d < -margin; above: d > margin; within: d < margin
     margin = 0.02           # nats per character; 0 where none is given
+    alone = true            # where its interval has 95 % by itself; else all of a suite's have it together
+    written = "322d2e7"     # the commit in which the criterion was first written down
 
 `localgpt_core.ledger` holds it against the records.
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -30,16 +33,20 @@ CRITERIA = {
     "within": (-math.inf, 1.0),
 }
 
+REQUIRED = ("says", "arm", "reference", "criterion")
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence and what decides it; ``margin`` is in nats per character."""
+    """A sentence and what decides it; ``margin`` is in nats per character, ``written`` a commit's name."""
 
     says: str
     arm: str
     reference: str
     criterion: str
     margin: float = 0.0
+    alone: bool = False
+    written: str = ""
 
     @property
     def region(self) -> tuple[float, float]:
@@ -57,13 +64,14 @@ def read_claims(where: str, found: Any, arms: Collection[str]) -> dict[str, Clai
     """
     require(isinstance(found, Mapping), where, found, "must be a table of claims")
     keys = [item.name for item in fields(Claim)]
+    commit = "the first 7 to 40 hexadecimal digits of a commit"
     claims = {}
     for name, table in found.items():
         own = f"{where}.{name}"
         require(isinstance(table, Mapping), own, table, "must be a table")
         for key in table:
             require(key in keys, f"{own}: key", key, "allowed are " + ", ".join(keys))
-        for key in keys[:-1]:
+        for key in REQUIRED:
             require(key in table, f"{own}: key", key, "is missing")
         require(isinstance(table["says"], str) and table["says"], f"{own}: says", table["says"], "a sentence")
         for key in ("arm", "reference"):
@@ -74,5 +82,9 @@ def read_claims(where: str, found: Any, arms: Collection[str]) -> dict[str, Clai
         number = isinstance(margin, int | float) and not isinstance(margin, bool) and 0 <= margin < math.inf
         needs = table["criterion"] != "equal" or margin != 0
         require(number and needs, f"{own}: margin", margin, "at least 0, and more for criterion 'equal'")
+        alone, written = table.get("alone", False), table.get("written", "0000000")
+        require(isinstance(alone, bool), f"{own}: alone", alone, "must be true or false")
+        named = isinstance(written, str) and re.fullmatch("[0-9a-f]{7,40}", written) is not None
+        require(named, f"{own}: written", written, commit)
         claims[name] = Claim(**{**table, "margin": float(margin)})
     return claims

@@ -1,21 +1,16 @@
 """What is recorded of the suites of a book: how many runs, what became of them, where, for which pages."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localgpt_core.common.notebooks import as_markdown, book_pages, cells_of
-from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.experiments.suites import read_suite
-from localgpt_core.records import RunRecord, load_records
-from localgpt_core.report.results import SuiteResults, suite_results
+from localgpt_core.common.notebooks import as_markdown
+from localgpt_core.ledger.sources import book_results, pages_of, short_name
+from localgpt_core.records import RunRecord
+from localgpt_core.report.results import SuiteResults
 
-__all__ = ["SuiteStatus", "book_status", "broken_table", "pages_of", "status_of", "status_table"]
-
-LOADS = re.compile(r"""load_results\(\s*["']([\w-]+)["']""")
-NUMBER = re.compile(r"(\d+)-")
+__all__ = ["SuiteStatus", "book_status", "broken_table", "status_of", "status_table"]
 
 
 @dataclass(frozen=True)
@@ -57,27 +52,10 @@ def status_of(results: SuiteResults, pages: Iterable[Path] = ()) -> SuiteStatus:
     )
 
 
-def pages_of(book: Path) -> dict[str, list[Path]]:
-    """Return the notebooks below ``book`` that load each suite by its name.
-
-    Raises:
-        ValueError, LookupError: For a file that is no notebook.
-    """
-    found: dict[str, list[Path]] = {}
-    for path in book_pages(book):
-        code = "\n".join("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "code")
-        for suite in dict.fromkeys(LOADS.findall(code)):
-            found.setdefault(suite, []).append(path.relative_to(book))
-    return found
-
-
 def book_status(book: Path) -> list[SuiteStatus]:
     """Return the state of every suite in ``book/suites``, at its own preset, on its kind of device."""
-    pages, records = pages_of(book), load_records(book / "records")
-    suites = [read_suite(path) for path in sorted((book / "suites").glob("*.toml"))]
-    texts = {name: load_corpus(name) for name in {suite.corpus for suite in suites}}
-    found = [suite_results(suite, records, texts[suite.corpus]) for suite in suites]
-    return [status_of(results, pages.get(results.suite.name, ())) for results in found]
+    pages = pages_of(book)
+    return [status_of(results, pages.get(results.suite.name, ())) for results in book_results(book)]
 
 
 def status_table(suites: Iterable[SuiteStatus]) -> str:
@@ -86,7 +64,7 @@ def status_table(suites: Iterable[SuiteStatus]) -> str:
     lines.append("|---|---|--:|--:|--:|--:|---|---|")
     for suite in suites:
         machines = ", ".join(as_markdown(name) for name, _ in suite.machines.most_common()) or "-"
-        pages = ", ".join(f"[{_short(page)}]({page.as_posix()})" for page in suite.pages) or "-"
+        pages = ", ".join(f"[{short_name(page)}]({page.as_posix()})" for page in suite.pages) or "-"
         counts = (suite.planned, suite.ended["finished"], len(suite.broken), suite.missing)
         numbers = " | ".join(map(str, counts))
         lines.append(f"| `{suite.name}` | {suite.preset} | {numbers} | {machines} | {pages} |")
@@ -102,9 +80,3 @@ def broken_table(suites: Iterable[SuiteStatus]) -> str:
             arm = as_markdown(record.arm)
             lines.append(f"| `{suite.name}` | {arm} | {record.seed} | {record.status} | {best} |")
     return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def _short(page: Path) -> str:
-    """Return the number of a chapter, or the words of another page."""
-    number = NUMBER.match(page.name)
-    return number[1] if number else page.stem.replace("-", " ")

@@ -1,11 +1,13 @@
 """The verdict on a claim, from the paired differences of the recorded runs.
 
-With m claims in a suite, each interval has the level 1 - 0.05 / m (Bonferroni), so that all m of them cover
-what they estimate together with at least 95 %. A claim
+With m claims in a suite that do not stand alone, each interval has the level 1 - 0.05 / m (Bonferroni), so
+that all m of them cover what they estimate together with at least 95 %. The interval of a claim that stands
+alone has 95 % by itself: among twenty of these, one misses what it estimates. A claim
 
     holds   if the whole interval lies in the region that it names,
     fails   if the whole interval lies outside,
-    is open otherwise: the runs do not say.
+    is open otherwise: the runs do not say. So is one without a margin whose difference is not larger than
+            what rounding alone makes of that many pairs, where that is measured.
 """
 
 from dataclasses import dataclass
@@ -43,23 +45,28 @@ class Decision:
 
     @property
     def stated(self) -> str:
-        """The claim, its verdict and n, as a sentence in Markdown."""
-        return f"{self.claim.says} **{self.verdict}** (n = {self.n})"
+        """The claim, its verdict and, once it is decided, d with its interval, in Markdown."""
+        decided = self.verdict in VERDICTS.values()
+        number = estimate(self.mean, self.half, self.n, "+") if decided else f"(n = {self.n})"
+        return f"{self.claim.says} **{self.verdict}** {number}"
 
 
-def level(results: SuiteResults) -> float:
-    """Return the level of each interval, 1 - 0.05 / m for the m claims of the suite."""
-    return 1 - FAMILY_ERROR / len(results.suite.claims)
+def level_of(claim: Claim, results: SuiteResults) -> float:
+    """Return the level of a claim's interval, 1 - 0.05 / m among m claims that do not stand alone."""
+    together = sum(not other.alone for other in results.suite.claims.values())
+    return 1 - FAMILY_ERROR / (1 if claim.alone else together)
 
 
 def decide(results: SuiteResults, name: str) -> Decision:
     """Return what the records say of a claim of the suite; ``KeyError`` if it has none of that name."""
     claim = results.suite.claims[name]
-    mean, half, n = results.difference(claim.arm, claim.reference, level(results))
+    mean, half, n = results.difference(claim.arm, claim.reference, level_of(claim, results))
     planned = {arm.name: {*arm.seeds} for arm in results.suite.arms}
     pairs = len(planned[claim.arm] & planned[claim.reference])
     undecided = results.undecided(claim.arm, claim.reference, n, pairs)
-    return Decision(claim, mean, half, n, undecided or VERDICTS[lies(mean, half, claim.region)])
+    rounding = claim.margin == 0 and abs(mean) <= results.floor(n)
+    decided = None if rounding else lies(mean, half, claim.region)
+    return Decision(claim, mean, half, n, undecided or VERDICTS[decided])
 
 
 def decisions(results: SuiteResults) -> dict[str, Decision]:

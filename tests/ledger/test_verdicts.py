@@ -71,6 +71,16 @@ def test_a_difference_has_the_interval_of_its_family(recorded):
     assert decision.half == pytest.approx(t.ppf(1 - 0.05 / 4, 3) * 0.02 / 2, rel=1e-4)
 
 
+def test_a_claim_that_stands_alone_has_a_level_of_its_own(recorded):
+    first = SUITE[SUITE.index("[claims.first]") :]
+    three = SUITE + "alone = true\n" + first.replace("first", "second") + first.replace("first", "third")
+    results = recorded(three.format(criterion="above", margin=0.0))
+    halves = {name: decision.half for name, decision in decisions(results).items()}
+    # 1 - 0.05 alone, 1 - 0.05 / 2 each of the other two.
+    assert halves["first"] == pytest.approx(t.ppf(1 - 0.05 / 2, 3) * 0.02 / 2, rel=1e-4)
+    assert halves["second"] == halves["third"] == pytest.approx(t.ppf(1 - 0.05 / 4, 3) * 0.02 / 2, rel=1e-4)
+
+
 # The interval of one claim is 0.1 +- 3.182 * 0.01 = 0.068 to 0.132.
 @pytest.mark.parametrize(
     ("criterion", "margin", "verdict"),
@@ -198,6 +208,10 @@ GOOD = SUITE.format(criterion="equal", margin=0.1)
         ('says = "Feedback alignment does something."', 'says = ""', "says=''"),
         ('says = "Feedback alignment does something."', "", "key='says': is missing"),
         ("margin = 0.1", "margins = 0.1", "key='margins': allowed"),
+        ("margin = 0.1", "margin = 0.1\nalone = 1", "alone=1: must be true or false"),
+        ("margin = 0.1", 'margin = 0.1\nwritten = "0123ab"', "written='0123ab': the first 7 to 40"),
+        ("margin = 0.1", 'margin = 0.1\nwritten = "0123abg"', "written='0123abg'"),
+        ("margin = 0.1", "margin = 0.1\nwritten = 1234567", "written=1234567"),
         ("[claims.first]", "[claims]", "claims.says=.*must be a table"),
     ],
 )
