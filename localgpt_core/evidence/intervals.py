@@ -10,7 +10,9 @@ from scipy.special import stdtrit  # scipy.stats takes most of a second to impor
 
 from localgpt_core.common.validation import require
 
-__all__ = ["estimate", "interval", "lies", "paired_difference", "require_seeds_once"]
+__all__ = ["estimate", "interval", "lies", "paired_difference", "require_seeds_once", "signed"]
+
+MINUS = "\u2212"
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
@@ -55,6 +57,11 @@ def estimate(mean: float, half: float, n: int, sign: str = "") -> str:
     """Return ``"1.869 ± 0.037 (n = 3)"``; without a half-width only the mean. ``sign="+"`` shows the sign."""
     spread = "" if math.isnan(half) else f" ± {half:.3f}"
     return f"{mean:{sign}.3f}{spread} (n = {n})"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign, a real minus where it is negative."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def require_seeds_once(runs: Mapping[str, Iterable[int]], name: str, field: str = "arm") -> None:

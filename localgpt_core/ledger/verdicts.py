@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from localgpt_core.evidence.intervals import estimate, lies
+from localgpt_core.evidence.intervals import MINUS, estimate, lies
 from localgpt_core.experiments.claims import Claim
 from localgpt_core.report.results import SuiteResults
 
-__all__ = ["Decision", "claim_table", "decide", "decisions"]
+__all__ = ["Decision", "claim_table", "decide", "decisions", "found"]
 
 FAMILY_ERROR = 0.05
 VERDICTS = {True: "holds", False: "fails", None: "open"}
@@ -48,7 +48,7 @@ class Decision:
         """The claim, its verdict and, once it is decided, d with its interval, in Markdown."""
         decided = self.verdict in VERDICTS.values()
         number = estimate(self.mean, self.half, self.n, "+") if decided else f"(n = {self.n})"
-        return f"{self.claim.says} **{self.verdict}** {number}"
+        return f"{self.claim.says} **{self.verdict}** {number.replace('-', MINUS)}"
 
 
 def level_of(claim: Claim, results: SuiteResults) -> float:
@@ -67,6 +67,11 @@ def decide(results: SuiteResults, name: str) -> Decision:
     rounding = claim.margin == 0 and abs(mean) <= results.floor(n)
     decided = None if rounding else lies(mean, half, claim.region)
     return Decision(claim, mean, half, n, undecided or VERDICTS[decided])
+
+
+def found(results: SuiteResults, *names: str) -> str:
+    """Return what the records say of these claims of a suite, one after the other, as a list in Markdown."""
+    return "\n".join(f"- {decide(results, name).stated}" for name in names)
 
 
 def decisions(results: SuiteResults) -> dict[str, Decision]:

@@ -25,10 +25,12 @@ from localgpt_core.evidence.noise import Noise, ends, rounding_noise
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.records import RunRecord, load_records
 from localgpt_core.report.tables import (
+    TOO_FEW,
     arm_frame,
     arm_table,
     as_typed,
     book_folder,
+    in_words,
     interval,
     measured_values,
     not_shown,
@@ -42,7 +44,6 @@ __all__ = ["SuiteResults", "book_folder", "load_results", "suite_results"]
 
 Records = dict[str, RunRecord]
 MIN_PAIRS = 3  # below, a comparison has no verdict
-WORDS = {"open": "too near to", "not clearly apart": "not clearly apart from"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class SuiteResults:
         for name, words in ((arm, "diverged"), (reference, "reference diverged")):
             if name in diverged:
                 return f"{words} ({diverged[name]} of its runs)"
-        return "not enough runs" if n < needed else ""
+        return TOO_FEW if n < needed else ""
 
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence in Markdown: the paired difference, its interval and n."""
@@ -163,10 +164,8 @@ class SuiteResults:
         own, other = as_markdown(self.label(arm)), as_markdown(self.label(reference))
         if undecided := self.undecided(arm, reference, n):
             return f"{own} against {other}: {undecided} (n = {n})"
-        found = self.verdict(arm, reference)
-        rounding = f"; rounding: {self.floor(n):.3f}" if self.noise else ""
-        numbers = f"{mean:+.3f} ± {half:.3f} nats per character (n = {n}{rounding})"
-        return f"{own} ends {WORDS.get(found, found)} {other}: {numbers}"
+        pairs = f"(n = {n}; rounding: {self.floor(n):.3f})" if self.noise else f"(n = {n})"
+        return f"{in_words(own, other, self.verdict(arm, reference), mean, half)} {pairs}"
 
     def within(self, arm: str, reference: str, margin: float) -> str:
         """Return whether ``arm`` ends at most ``margin`` nats above ``reference``, by the same interval.

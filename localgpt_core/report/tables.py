@@ -10,7 +10,14 @@ import pandas as pd
 from localgpt_core.common.notebooks import HTMLTable, as_html, as_markdown, say
 from localgpt_core.common.validation import Refusal, require
 from localgpt_core.corpus.corpus import Corpus
-from localgpt_core.evidence.intervals import estimate, interval, paired_difference, require_seeds_once
+from localgpt_core.evidence.intervals import (
+    MINUS,
+    estimate,
+    interval,
+    paired_difference,
+    require_seeds_once,
+    signed,
+)
 from localgpt_core.experiments.suites import Suite
 from localgpt_core.measure.diagnostics import measured_values
 from localgpt_core.records import RunRecord
@@ -26,6 +33,7 @@ __all__ = [
     "differing",
     "estimate",
     "for_people",
+    "in_words",
     "interval",
     "measured_values",
     "not_shown",
@@ -43,6 +51,10 @@ __all__ = [
 
 SOLVED = 0.95  # of the answers, above which a run has solved its task
 OF_RUN = ("seed", "status", "final_val_loss", "best_val_loss", "digest", "final_val_accuracy")
+TOO_FEW, DASH = "not enough runs", "\u2013"
+# A number as pages write it: 0.5, -1.2 ± 0.3 (n = 3), 45 %, 3e-4, 1,000, or that there is none.
+NUMBER = re.compile(r"[+\u2212-]?\d[\d.,]*(e[+-]?\d+)?( %)?( ± \d[\d.]*( %)?)?( \(n = \d+\))?|\u2013")
+NEAR = {"open": "end too near to each other to tell", "not clearly apart": "are not clearly apart"}
 COLUMNS = ["arm", "label", *OF_RUN[:4], "tflops", "digest", "device", "final_val_accuracy"]
 
 
@@ -216,21 +228,43 @@ def settings_last(table: pd.DataFrame) -> pd.DataFrame:
     return named.assign(settings=settings) if any(settings) else table
 
 
+def in_words(own: str, other: str, ends: str, mean: float, half: float) -> str:
+    """Return where an arm ends against another, with the paired difference, as half a sentence."""
+    if ends in NEAR:
+        return f"{own} and {other} {NEAR[ends]}: {signed(mean)} ± {half:.3f} nats per character"
+    own += "," * ("," in own)
+    return f"{own} ends {abs(mean):.3f} ± {half:.3f} nats per character {ends} {other}"
+
+
 def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
     """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page.
 
-    Texts are shown as they are: what looks like markup, in the name of an arm say, stays text.
+    Texts are shown as they are: what looks like markup, in the name of an arm say, stays text. A column of
+    numbers is set to the right, each on one line, with real minus signs. "not enough runs" is a dash, which
+    the caption explains.
 
     Raises:
         ValueError: If ``name`` has anything but letters, digits, ``-`` and ``_``.
     """
     allowed = "must be letters, digits, - and _"
     require(re.fullmatch(r"[\w-]+", name) is not None, "name", name, allowed)
-    shown = frame.map(_as_text).rename(columns=_as_text)
-    style = shown.style.hide(axis="index").set_caption(_as_text(caption)).set_uuid(name)
-    html = style.to_html(table_attributes='class="dataframe"')
+    if (frame == TOO_FEW).any(axis=None):
+        caption += " A dash: fewer than three seeds."
+    texts = frame.map(_as_text).rename(columns=_as_text)
+    right = {"selector": "", "props": [("text-align", "right"), ("white-space", "nowrap")]}
+    numbers = {column: [right] for column, values in texts.items() if values.map(_is_number).all()}
+    style = texts.style.hide(axis="index").set_caption(_as_text(caption)).set_uuid(name)
+    html = style.set_table_styles(numbers).to_html(table_attributes='class="dataframe"')
     return HTMLTable(html.replace("<th ", '<th scope="col" '))
 
 
 def _as_text(value: object) -> object:
-    return as_html(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = DASH if value in (TOO_FEW, "-") else value
+    return as_html(text.replace("-", MINUS) if _is_number(text) else text)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a cell shows a number, with what may stand beside it, or that there is none."""
+    return not isinstance(value, str) or NUMBER.fullmatch(value) is not None

@@ -113,9 +113,11 @@ def test_a_divergence_is_named_however_many_runs_are_left(found):
 
 
 def test_a_comparison_in_words(found):
-    assert found.compare("close", "bp") == "close ends above bp: +0.009 ± 0.002 nats per character (n = 3)"
+    assert found.compare("close", "bp") == "close ends 0.009 ± 0.002 nats per character above bp (n = 3)"
+    assert found.compare("bp", "close") == "bp ends 0.009 ± 0.002 nats per character below close (n = 3)"
     assert found.compare("few", "bp") == "few against bp: not enough runs (n = 2)"
-    assert "not clearly apart from fa" in found.compare("fa", "fa")
+    same = "fa and fa are not clearly apart: +0.000 ± 0.000 nats per character (n = 3)"
+    assert found.compare("fa", "fa") == same
     with pytest.raises(ValueError, match="arm='nobody': allowed are bp, frozen body, fa"):
         found.compare("nobody", "bp")
 
@@ -126,9 +128,9 @@ def test_a_difference_that_rounding_may_make_is_open_and_says_so(found):
     noisy, quieter = (dataclasses.replace(found, noise=Noise(spread, 3)) for spread in (0.005, 0.004))
     assert noisy.floor(3) == pytest.approx(3.18245 * 0.005 / 3**0.5, rel=1e-5)
     assert (noisy.verdict("close", "bp"), quieter.verdict("close", "bp")) == ("open", "above")
-    words = "close ends too near to bp: +0.009 ± 0.002 nats per character (n = 3; rounding: 0.009)"
-    assert noisy.compare("close", "bp") == words
-    assert "close ends above bp: " in quieter.compare("close", "bp")
+    words = "close and bp end too near to each other to tell: +0.009 ± 0.002 nats per character"
+    assert noisy.compare("close", "bp") == f"{words} (n = 3; rounding: 0.009)"
+    assert quieter.compare("close", "bp").endswith("character above bp (n = 3; rounding: 0.007)")
     assert noisy.verdict("few", "bp") == "not enough runs"
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -201,6 +202,37 @@ def test_an_arm_without_runs_has_no_difference(runs):
 def test_an_estimate_in_words():
     assert tables.estimate(1.8688, 0.0371, 3) == "1.869 ± 0.037 (n = 3)"
     assert tables.estimate(0.5, float("nan"), 1, "+") == "+0.500 (n = 1)"
+
+
+def test_words_for_an_arm_whose_label_has_a_comma_and_a_difference_below_zero():
+    said = tables.in_words("KP, no norm", "KP", "below", -0.048, 0.031)
+    assert said == "KP, no norm, ends 0.048 ± 0.031 nats per character below KP"
+    said = tables.in_words("KP", "bp", "not clearly apart", -0.004, 0.031)
+    assert said == "KP and bp are not clearly apart: \u22120.004 ± 0.031 nats per character"
+
+
+def test_numbers_in_a_table_stand_to_the_right_with_real_minus_signs():
+    columns = {
+        "arm": ["bp", "fa-2"],
+        "gap": ["-0.003 ± 0.024 (n = 3)", "not enough runs"],
+        "share": ["45 ± 3 %", "-"],
+        "count": [1, 2],
+        "ends": ["below", "not enough runs"],
+    }
+    page = BeautifulSoup(tables.show_table(pd.DataFrame(columns), "Gaps.", "t2")._repr_html_(), "html.parser")
+    rows = [[cell.text for cell in row.find_all("td")] for row in page.find_all("tr")[1:]]
+    assert rows == [
+        ["bp", "\u22120.003 ± 0.024 (n = 3)", "45 ± 3 %", "1", "below"],
+        ["fa-2", "\u2013", "\u2013", "2", "\u2013"],
+    ]
+    assert page.caption.text == "Gaps. A dash: fewer than three seeds."
+    assert re.findall(r"#T_t2 \.(col\d)", page.style.text) == ["col1", "col2", "col3"]
+    assert page.style.text.count("text-align: right") == 3
+
+
+@pytest.mark.parametrize("text", ["1,000", "3e-4", "0.5", "+1.2 ± 0.1", "7 %"])
+def test_what_is_a_number_in_a_table(text):
+    assert tables._is_number(text) and not tables._is_number(f"{text} steps") and not tables._is_number("")
 
 
 def test_a_table_for_a_notebook_has_a_caption_and_a_scope_for_each_heading():
