@@ -6,7 +6,7 @@ Nothing is decided by hand: a claim and its criterion stand in the suite's file 
 
 from localgpt_core.ledger.claims import BookClaim, book_claims, claims_page, misstated
 from localgpt_core.ledger.status import SuiteStatus, book_status, broken_table, status_table
-from localgpt_core.ledger.verdicts import Decision, claim_table, decide, decisions, found
+from localgpt_core.ledger.verdicts import Decision, claim_table, decide, decisions, stated
 
 __all__ = [
     "BookClaim",
@@ -19,7 +19,7 @@ __all__ = [
     "claims_page",
     "decide",
     "decisions",
-    "found",
     "misstated",
+    "stated",
     "status_table",
 ]

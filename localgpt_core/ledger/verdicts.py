@@ -18,7 +18,7 @@ from localgpt_core.evidence.intervals import MINUS, estimate, lies
 from localgpt_core.experiments.claims import Claim
 from localgpt_core.report.results import SuiteResults
 
-__all__ = ["Decision", "claim_table", "decide", "decisions", "found"]
+__all__ = ["Decision", "claim_table", "decide", "decisions", "stated"]
 
 FAMILY_ERROR = 0.05
 VERDICTS = {True: "holds", False: "fails", None: "open"}
@@ -69,7 +69,7 @@ def decide(results: SuiteResults, name: str) -> Decision:
     return Decision(claim, mean, half, n, undecided or VERDICTS[decided])
 
 
-def found(results: SuiteResults, *names: str) -> str:
+def stated(results: SuiteResults, *names: str) -> str:
     """Return what the records say of these claims of a suite, one after the other, as a list in Markdown."""
     return "\n".join(f"- {decide(results, name).stated}" for name in names)
 

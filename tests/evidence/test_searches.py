@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 from toys import toy_record, toy_spec, toy_train
 
+from localgpt_core import load_corpus
 from localgpt_core.evidence import RatesTried, rates_by_setting, setting_of
+from localgpt_core.experiments.suites import read_suite
+from localgpt_core.records import load_records
 
 BOOK = Path(__file__).parents[2] / "book"
 
@@ -39,3 +42,26 @@ def test_a_rate_at_the_edge_is_not_inside(losses):
     records = [run(rate, loss) for rate, loss in zip((1e-3, 3e-3, 1e-2), losses, strict=False)]
     (tried,) = rates_by_setting(records).values()
     assert not tried.inside(1) and not RatesTried({}).inside(1)
+
+
+@pytest.fixture(scope="module")
+def searched():
+    records = [r for r in load_records(BOOK / "records").values() if r.device_type == "cpu"]
+    return rates_by_setting(records)
+
+
+def unrounded(spec):
+    """Return ``spec`` without a change of basis that is there for its rounding alone."""
+    same = spec.model.subspace_rank == spec.model.n_embd
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, subspace_rank=0)) if same else spec
+
+
+@pytest.mark.parametrize("name", ["rules", "claims"])
+def test_no_rule_that_the_book_compares_has_its_best_rate_at_an_edge(name, searched):
+    plan = read_suite(BOOK / "suites" / f"{name}.toml").plan(load_corpus())
+    first = {planned.arm.name: unrounded(planned.spec) for planned in plan if planned.spec.train.seed == 1}
+    assert len(first) > 10
+    for arm, spec in first.items():
+        tried = searched.get(setting_of(spec), RatesTried({}))
+        assert tried.inside(1), f"{arm}: {tried.losses}"
+        assert tried.best(1) == spec.train.lr, f"{arm}: {tried.losses}"

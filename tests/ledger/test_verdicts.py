@@ -10,7 +10,7 @@ from toys import toy_corpus, toy_curves, toy_record
 from localgpt_core.cli import commands
 from localgpt_core.experiments.claims import CRITERIA, Claim
 from localgpt_core.experiments.suites import read_suite, write_suite
-from localgpt_core.ledger import claim_table, decide, decisions, found
+from localgpt_core.ledger import claim_table, decide, decisions, stated
 from localgpt_core.ledger.verdicts import in_words
 from localgpt_core.records import folder, read_record
 from localgpt_core.report.results import book_folder, load_results
@@ -114,9 +114,9 @@ def test_a_claim_about_an_arm_that_ends_below(recorded, criterion, margin, verdi
 def test_what_was_found_is_a_list_of_sentences(recorded):
     results = recorded(SUITE.format(criterion="below", margin=0.06), [-d for d in DIFFERENCES])
     said = "- Feedback alignment does something. **holds** \u22120.100 ± 0.032 (n = 4)"
-    assert found(results, "first") == said and found(results, "first", "first") == f"{said}\n{said}"
+    assert stated(results, "first") == said and stated(results, "first", "first") == f"{said}\n{said}"
     with pytest.raises(KeyError):
-        found(results, "second")
+        stated(results, "second")
 
 
 def test_a_record_changes_the_verdict(recorded, tmp_path):
