@@ -107,8 +107,9 @@ def test_a_narrow_stream_is_what_is_sent():
     assert (first.forward_bits, first.error_bits) == (2 * 16 + 4, 2 * 16)  # binom(6, 2) = 15 places
     first, _ = stages(2, {"subspace_rank": 3, **GRAPE}, bits=32)
     assert (first.forward_bits, first.error_bits) == (3 * 32 * 1.25, 32 * V * 1.25)
-    ends = [stage.forward_bits for stage in stages(4, {"resid_topk": 2, "bottleneck_at": "1"})]
-    assert ends == [16 * C, 36, 16 * C, 0]  # the block that ends the second stage
+    # The first of two stages has blocks 0 and 1, and what counts is its end.
+    ends = [stages(2, {"resid_topk": 2, "bottleneck_at": at})[0].forward_bits for at in ("0", "1")]
+    assert ends == [16 * C, 36]
 
 
 def test_errors_at_every_layer_go_both_ways_and_are_refused():
