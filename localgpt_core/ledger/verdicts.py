@@ -4,10 +4,10 @@ With m claims in a suite that do not stand alone, each interval has the level 1 
 that all m of them cover what they estimate together with at least 95 %. The interval of a claim that stands
 alone has 95 % by itself: among twenty of these, one misses what it estimates. A claim
 
-    holds   if the whole interval lies in the region that it names,
-    fails   if the whole interval lies outside,
-    is open otherwise: the runs do not say. So is one without a margin whose difference is not larger than
-            what rounding alone makes of that many pairs, where that is measured.
+- holds if the whole interval lies in the region that it names,
+- fails if the whole interval lies outside,
+- is open otherwise: the runs do not say. So is one without a margin whose difference is not larger than
+  what rounding alone makes of that many pairs, where that is measured.
 """
 
 from dataclasses import dataclass
