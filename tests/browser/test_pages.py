@@ -1,0 +1,90 @@
+"""Every page of the built book in narrow and wide windows, in the light and in the dark theme."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from driver import watch
+
+pytestmark = pytest.mark.book
+
+ROOT = Path(__file__).parents[2]
+AXE = Path(__file__).parent / "vendor/axe-core/axe.min.js"
+WIDTHS = (390, 768, 1400)
+OTHERS = ["genindex", "search", "py-modindex", "_modules/index", "_modules/localgpt_core/layers/linear"]
+# Of the violations those that keep somebody from reading or using a page.
+VIOLATIONS = """async () => {
+    const found = await axe.run(document, {resultTypes: ["violations"], elementRef: false});
+    return found.violations.filter(({impact}) => ["serious", "critical"].includes(impact))
+        .flatMap(({id, nodes}) => nodes.map(({target, failureSummary}) =>
+            `${id}: ${target.join(" ")}: ${failureSummary.split("\\n")[1]}`));
+}"""
+# What sticks out of the window although nothing around it scrolls: named, so that a failure says what it is.
+WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+    [...document.querySelectorAll("body *")]
+        .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
+        .map((one) => `${one.tagName}.${one.className}`).slice(0, 9)"""
+
+
+def toc_pages() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(page["file"] for part in toc["parts"] for page in part["chapters"])]
+
+
+def problems(page) -> list[str]:
+    """Return what is wrong with a page, in every window and in both themes."""
+    page.add_script_tag(path=AXE)
+    found = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            window = f"{theme}, {width} px"
+            found += [f"{window}: wider than the window: {what}" for what in page.evaluate(WIDER)]
+            found += [f"{window}: {what}" for what in page.evaluate(VIOLATIONS)]
+    return found
+
+
+@pytest.mark.parametrize("path", [*toc_pages(), *OTHERS])
+def test_a_page_can_be_read_in_every_window(visit, path):
+    assert problems(visit(f"{path}.html")) == []
+
+
+FAULTS = {
+    "a picture without a text": ("<img src='data:image/png;base64,iVBORw0KGgo='>", "image-alt"),
+    "grey on grey": ("<p style='color: #888; background: #999'>words that are hard to read</p>", "color-contrast"),
+    "a line that does not wrap": ("<p style='width: 2000px'>wide</p>", "wider than the window"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(visit, fault):
+    html, message = FAULTS[fault]
+    page = visit("book/glossary.html")
+    page.evaluate("html => document.querySelector('article').insertAdjacentHTML('beforeend', html)", html)
+    found = problems(page)
+    assert found and all(message in problem for problem in found)
+
+
+def test_errors_and_requests_to_elsewhere_are_noted(browser, site):
+    with browser.new_context() as context:
+        page = context.new_page()
+        complaints = watch(page, site.as_uri())
+        page.goto(f"{site.as_uri()}/book/glossary.html")
+        page.evaluate("console.error('said'); setTimeout(() => { throw Error('thrown'); })")
+        page.evaluate("fetch('http://127.0.0.1:9/x').catch(() => 0)")
+        page.wait_for_timeout(300)
+    for one in ("said", "thrown", "asks for http://127.0.0.1:9/x", "does not get http://127.0.0.1:9/x"):
+        assert any(one in complaint for complaint in complaints), complaints
+
+
+def test_the_search_finds_a_word(visit):
+    page = visit("book/intro.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("Kolen-Pollack")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    assert "search.html" in page.url and "q=Kolen-Pollack" in page.url
+    page.click("#search-results li a")
+    assert "Kolen" in page.text_content("article")
