@@ -82,7 +82,7 @@ CURVES = {"train_loss": "step", "val_loss": "val_step"}
 
 
 def diagnostics_data(measured: dict[str, pd.DataFrame], arm: str, steps: Steps) -> dict:
-    """Return the diagnostics of an arm: the total cosine by seed, the quantities by place as means of seeds."""
+    """Return the diagnostics of an arm: the total cosine by seed, `BY_PLACE` as means of the seeds."""
     found = {}
     own = {name: table[table["arm"] == arm] for name, table in measured.items()}
     for seed, curve in own["total_cosine"].groupby("seed"):
@@ -106,9 +106,9 @@ def reference_of(arms: Iterable[Arm]) -> str | None:
 def suite_data(results: SuiteResults) -> dict:
     """Return a suite as its page shows it, by arm in the suite's order, losses in nats per character.
 
-    ``loss`` of an arm is mean, half-width of the 95 % interval and number of finished runs; ``gap`` the same of
-    the paired difference to the reference arm. ``tflops`` and ``seconds`` are means over whole runs. A curve is
-    the number of a list in ``steps``, and the values at these.
+    ``loss`` of an arm is mean, half-width of the 95 % interval and number of finished runs; ``gap`` the same
+    of the paired difference to the reference arm. ``tflops`` and ``seconds`` are means over whole runs. A
+    curve is the number of a list in ``steps``, and the values at these.
     """
     steps, reference = Steps(), reference_of(results.suite.arms)
     measured = {name: results.diagnostics(name) for name in ("total_cosine", *BY_PLACE)}

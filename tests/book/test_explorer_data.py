@@ -131,7 +131,8 @@ def app_with(*html: str) -> SimpleNamespace:
 
 
 def test_a_page_that_asks_for_suites_loads_what_is_there_and_another_page_nothing():
-    app = app_with('<div class="explorer" data-suites="rules gpu"></div>', '<div class="explorer" data-suites="gpu">')
+    element = '<div class="explorer" data-suites="{}"></div>'
+    app = app_with(element.format("rules gpu"), element.format("gpu"))
     assert app.env.metadata["book/page"]["explorer"] == ["rules", "gpu"]
     explorer.add_scripts(app, "book/other", "", {}, None)
     assert app.loaded == []

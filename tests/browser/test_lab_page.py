@@ -20,11 +20,11 @@ def opened(visit, settings: str = "", **window):
 
 def test_two_models_train_and_their_curves_are_drawn(visit):
     page = opened(visit, "a=bp,0.01,1&b=kp,0.01,1&start=1")
-    before = float(page.evaluate("document.querySelectorAll('#lab tbody td')[4].textContent"))
+    before = float(page.locator("#lab tbody td").nth(4).text_content())
     page.wait_for_function(f"{STEP} >= 60")
     page.click(BUTTON)
     page.wait_for_function(STOPPED)
-    after = [float(page.evaluate(f"document.querySelectorAll('#lab tbody td')[{i}].textContent")) for i in (4, 5)]
+    after = [float(text) for text in page.locator("#lab tbody td").all_text_contents()[4:6]]
     assert before > 4 and max(after) < 3.5
     lines = page.evaluate(
         "[...document.querySelectorAll('#lab path.lab-line')].map((path) => path.getBBox().width)"
@@ -58,7 +58,7 @@ def test_keys_start_pause_and_step(visit):
 
 def test_settings_are_in_the_address_both_ways(visit):
     page = opened(visit, "a=dfa,0.001,3&b=unknown,7,1&width=64&blocks=9&seed=5")
-    fields = page.evaluate("[...document.querySelectorAll('#lab select, #lab input')].map((field) => field.value)")
+    fields = page.locator("#lab select, #lab input").evaluate_all("(all) => all.map(({value}) => value)")
     # Rule, place of the rate and of the scale, twice; then width, place of the blocks, seed.
     assert fields == ["dfa", "2", "4", "fa", "3", "3", "64", "1", "5"]
     page.evaluate("""(() => {

@@ -1,4 +1,4 @@
-// One arm: how its directions agree with the exact gradient over training, its runs, and its losses as numbers.
+// One arm: how its directions agree with the exact gradient over training, its runs, its losses as numbers.
 "use strict";
 
 explorer.detail = (() => {
@@ -81,7 +81,8 @@ explorer.detail = (() => {
       const parts = [title];
       if (measured.length) {
         if (!measured.includes(this.measure)) [this.measure] = measured;
-        parts.push(this.choice(measured), this.figure.element, this.legend = make("p", {class: "explorer-note"}));
+        this.legend = make("p", {class: "explorer-note"});
+        parts.push(this.choice(measured), this.figure.element, this.legend);
       } else {
         title.append(" How its directions agree with the exact gradient was not measured.");
       }
@@ -112,7 +113,8 @@ explorer.detail = (() => {
         const says = (step, y) => [place, `${text(y)} at step ${step}`, "mean of the seeds"];
         return {xs: steps, ys, dash: [], bold: false, says, ...others};
       };
-      const lines = Object.entries(found).map(([place, one]) => line(short(place), [one], {colour: colour(place)}));
+      const lines =
+        Object.entries(found).map(([place, one]) => line(short(place), [one], {colour: colour(place)}));
       const total = this.measure === "cosine" ? Object.values(this.arm.diagnostics.total ?? {}) : [];
       if (total.length) lines.push(line(WHOLE, total, {colour: this.arm.colour, bold: true}));
       this.legend.textContent = (total.length ? "Thick: all parameters together. " : "") +

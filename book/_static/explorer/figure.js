@@ -1,5 +1,5 @@
-// A figure of lines by uPlot, with levels across it, a note at the point under the pointer, and the colours of
-// the theme. It is drawn anew when its width changes, and nothing in it moves by itself.
+// A figure of lines by uPlot, with levels across it, a note at the point under the pointer, and the colours
+// of the theme. It is drawn anew when its width changes, and nothing in it moves by itself.
 "use strict";
 
 explorer.figure = (() => {
@@ -25,8 +25,9 @@ explorer.figure = (() => {
       new ResizeObserver(() => this.fit()).observe(this.element);
     }
 
-    // content: { lines: [{ xs, ys, colour, dash, bold, says(x, y, i) }], levels: { name: y }, x: { label, log },
-    // y: { label, range(low, high) }, label }. Lines that are not bold are thin; says gives the lines of a note.
+    // content: { lines: [{ xs, ys, colour, dash, bold, says(x, y) }], levels: { name: y }, x: { label, log },
+    // y: { label, range(low, high) }, label }. Lines that are not bold are thin; says gives the lines of a
+    // note.
     show(content) {
       this.content = content;
       this.element.setAttribute("aria-label", content.label);

@@ -1,10 +1,11 @@
-// The page: what is chosen, the figure of losses, and how figure, table and the arm that is open hang together.
+// The page: what is chosen, the figure of losses, and how figure, table and the open arm hang together.
 "use strict";
 
 explorer.page = (() => {
   const {make} = explorer;
   const {AXES, LOSSES, lines} = explorer.runs;
   const {Figure} = explorer.figure;
+  const UNITS = {tokens: "characters", tflops: "× 10¹² FLOPs", seconds: "s"};
 
   // A group of radio buttons; names are unique on the page.
   let groups = 0;
@@ -36,8 +37,8 @@ explorer.page = (() => {
       form.addEventListener("submit", (event) => event.preventDefault());
       const hint = make(
         "p", {class: "explorer-note"},
-        "Thick: mean of the seeds. Thin: each seed. Dotted: n-gram floors. Drag across the figure to look closer, " +
-          "double-click to go back; a click on a line opens its arm, as its name in the table does.");
+        "Thick: mean of the seeds. Thin: each seed. Dotted: n-gram floors. Drag across the figure to look " +
+          "closer, double-click to go back; a click on a line opens its arm, as its name in the table does.");
       holder.replaceChildren(form, this.figure.element, hint, this.table.element, this.detail.element);
       this.choose(suites[0]);
       new MutationObserver(() => this.themed()).observe(
@@ -95,7 +96,11 @@ explorer.page = (() => {
       // The start of training is high for every arm: it is cut, so that it does not hide the end.
       const ends = arms.map((arm) => arm.loss[0]).filter((value) => value !== null);
       const [best, worst] = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, Infinity];
-      const top = worst + Math.max(0.4, 0.5 * (worst - best));
+      const cut = worst + Math.max(0.4, 0.5 * (worst - best));
+      const range = (low, high) => {
+        const top = Math.min(high, cut);
+        return low === null ? [0, 1] : [low - 0.03 * (top - low), top];
+      };
       const [, label] = AXES[axis];
       const title = LOSSES[loss];
       this.figure.show({
@@ -104,7 +109,7 @@ explorer.page = (() => {
         x: {label, log},
         y: {
           label: `${title.toLowerCase()} (nats per character)`,
-          range: (low, high) => (low === null ? [0, 1] : [low - 0.03 * (Math.min(high, top) - low), Math.min(high, top)]),
+          range,
         },
         label: `${title} of ${arms.length} arms of suite ${suite.name}, over ${label}. ` +
           "The table below has the final losses.",
@@ -114,12 +119,11 @@ explorer.page = (() => {
     note({arm, run, xs, steps}, x, y) {
       const step = steps[xs.indexOf(x)];
       const where = [`${y.toFixed(3)} nats at step ${step}`];
-      if (this.axis !== "steps") where.push(`${Number(x.toPrecision(4)).toLocaleString("en")} ${this.unit()}`);
+      const amount = Number(x.toPrecision(4)).toLocaleString("en");
+      if (this.axis !== "steps") where.push(`${amount} ${UNITS[this.axis]}`);
       if (run === null) return [arm.label, `mean of ${arm.runs.length} seeds`, ...where];
       return [`${arm.label}, seed ${run.seed}`, ...where, run.device, `digest ${run.digest}`];
     }
-
-    unit() { return {tokens: "characters", tflops: "× 10¹² FLOPs", seconds: "s"}[this.axis]; }
   }
 
   return {Explorer};

@@ -1,4 +1,4 @@
-// The table of arms: it is sorted by a column, filtered by a text, chooses which arms are drawn, and opens one.
+// The table of arms: sorted by a column, filtered by a text; it chooses which arms are drawn, and opens one.
 "use strict";
 
 explorer.table = (() => {
@@ -57,8 +57,9 @@ explorer.table = (() => {
       });
       this.caption = make("caption");
       this.body = make("tbody");
-      const head = make("tr", {}, make("th", {scope: "col", class: "explorer-check"}, this.all), ...this.heads);
-      const table = make("table", {class: "explorer-table"}, this.caption, make("thead", {}, head), this.body);
+      const first = make("th", {scope: "col", class: "explorer-check"}, this.all);
+      const head = make("thead", {}, make("tr", {}, first, ...this.heads));
+      const table = make("table", {class: "explorer-table"}, this.caption, head, this.body);
       const box = {class: "explorer-scroll", tabindex: 0, role: "region", "aria-label": "Table of arms"};
       this.element = make(
         "div", {},
