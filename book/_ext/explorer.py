@@ -116,7 +116,8 @@ def suite_data(results: SuiteResults) -> dict:
     for number, (name, label) in enumerate(results.labels.items()):
         line = look(number)
         runs = [run_data(record, steps) for record in results.of_arm(name) if record.curves]
-        gap = results.difference(name, reference) if reference else (math.nan, math.nan, 0)
+        compared = reference not in (None, name)
+        gap = results.difference(name, reference) if compared else (math.nan, math.nan, 0)
         costs = {}
         for axis in ("tflops", "seconds"):
             whole = [run["taken"] * run["per_step"][axis] for run in runs if run["per_step"][axis]]

@@ -73,6 +73,7 @@ def test_an_arm_has_its_numbers_and_the_difference_to_backpropagation(data):
     mean, half = interval([2.5, 2.61234])
     assert arm(data, "fa")["loss"] == [pytest.approx(mean, rel=1e-3), pytest.approx(half, rel=1e-3), 2]
     assert arm(data, "fa")["gap"] == [pytest.approx(0.4562, rel=1e-3), pytest.approx(0.5571, rel=1e-2), 2]
+    assert arm(data, "bp")["gap"] == [None, None, 0]
     assert arm(data, "frozen body")["loss"] == [3.0, None, 1]
     assert arm(data, "missing")["runs"] == [] and arm(data, "missing")["loss"] == [None, None, 0]
     assert {"bigram", "3-gram"} <= data["floors"].keys()

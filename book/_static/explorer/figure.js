@@ -25,9 +25,9 @@ explorer.figure = (() => {
       new ResizeObserver(() => this.fit()).observe(this.element);
     }
 
-    // content: { lines: [{ xs, ys, colour, dash, bold, says(x, y) }], levels: { name: y }, x: { label, log },
-    // y: { label, range(low, high) }, label }. Lines that are not bold are thin; says gives the lines of a
-    // note.
+    // content: { lines: [{ of, xs, ys, colour, dash, bold, says(x, y) }], levels: { name: y },
+    // x: { label, log }, y: { label, range(low, high) }, label }. Lines that are not bold are thin, those of
+    // one `of` belong together, and says gives the lines of a note.
     show(content) {
       this.content = content;
       this.element.setAttribute("aria-label", content.label);
@@ -58,6 +58,7 @@ explorer.figure = (() => {
 
     options() {
       const {lines, levels, x, y} = this.content;
+      const names = Object.keys(levels);
       const axis = (label, others) => ({
         label,
         labelFont: FONT,
@@ -71,7 +72,7 @@ explorer.figure = (() => {
       return {
         width: this.element.clientWidth,
         height: this.height,
-        padding: [12, Object.keys(levels).length ? 62 : 14, 0, 0],
+        padding: [12, names.length ? 10 + 6.5 * Math.max(...names.map((name) => name.length)) : 14, 0, 0],
         legend: {show: false},
         focus: {alpha: 0.25},
         cursor: {focus: {prox: NEAR}, points: {show: false}, drag: {x: true, y: false}, y: false},
@@ -90,7 +91,7 @@ explorer.figure = (() => {
         hooks: {
           draw: [(plot) => this.drawLevels(plot, levels)],
           setSeries: [(plot, near, {focus}) => {
-            if (focus !== undefined) this.near = near;
+            if (focus !== undefined) this.focus(plot, near);
           }],
           setCursor: [(plot) => this.placeNote(plot)],
         },
@@ -114,6 +115,7 @@ explorer.figure = (() => {
       ctx.setLineDash([2 * devicePixelRatio, 4 * devicePixelRatio]);
       ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
       ctx.textBaseline = "middle";
+      ctx.textAlign = "left";
       for (const [name, value] of Object.entries(levels)) {
         if (value < scales.y.min || value > scales.y.max) continue;
         const y = valToPos(value, "y", true);
@@ -124,6 +126,15 @@ explorer.figure = (() => {
         ctx.fillText(name, bbox.left + bbox.width + 5 * devicePixelRatio, y);
       }
       ctx.restore();
+    }
+
+    // The lines that belong to the one near the pointer stay as they are with it; the others fade.
+    focus(plot, near) {
+      this.near = near;
+      const {lines} = this.content;
+      lines.forEach(({of}, i) => {
+        if (near && of !== undefined && of === lines[near - 1].of) plot.series[i + 1].alpha = 1;
+      });
     }
 
     hideNote() { this.tip.hidden = this.dot.hidden = true; }

@@ -88,6 +88,7 @@ explorer.page = (() => {
       const found = arms.flatMap((arm) => lines(suite, arm, {axis, loss, log}));
       const shown = found.map((line) => ({
         ...line,
+        of: line.arm.name,
         colour: line.arm.colour,
         dash: line.arm.dash,
         bold: line.run === null || line.arm.runs.length === 1,

@@ -55,24 +55,25 @@ explorer.table = (() => {
         button.addEventListener("click", () => this.sortBy(key));
         return make("th", {scope: "col", "data-key": key}, button);
       });
-      this.caption = make("caption");
+      this.note = make("p", {class: "explorer-note"});
       this.body = make("tbody");
       const first = make("th", {scope: "col", class: "explorer-check"}, this.all);
       const head = make("thead", {}, make("tr", {}, first, ...this.heads));
-      const table = make("table", {class: "explorer-table"}, this.caption, head, this.body);
+      const table = make("table", {class: "explorer-table", "aria-label": "Arms"}, head, this.body);
       const box = {class: "explorer-scroll", tabindex: 0, role: "region", "aria-label": "Table of arms"};
       this.element = make(
         "div", {},
         make("div", {class: "explorer-filter"}, make("label", {}, "Filter arms ", this.filter), this.listed),
-        make("div", box, table));
+        make("div", box, table), this.note);
     }
 
     show(suite, drawn, opened) {
       const reference = suite.arms.find((arm) => arm.name === suite.reference);
-      this.caption.textContent =
+      this.note.textContent =
         "Loss in nats per character, mean of the finished runs and 95 % interval" +
         (reference ? `; the difference to ${reference.label} is of runs with the same seed.` : ".") +
-        " TFLOPs and seconds are those of a whole training run, evaluation apart.";
+        " TFLOPs and seconds are those of a whole run without its evaluations; seconds also say how busy" +
+        " the machine was.";
       this.arms = suite.arms;
       this.drawn = drawn;
       this.opened = opened;
