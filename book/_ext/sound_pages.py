@@ -1,4 +1,4 @@
-"""Take out of the built pages what makes a browser or a screen reader stumble, and is the theme's or Sphinx's.
+"""Take out of the built pages what makes a browser or a screen reader stumble and is not ours.
 
 Every page would load two copies of the settings of Thebe, a button that this book has switched off, and the
 second copy is an error. Names that are read aloud instead of the words that are seen do not hold them: these

@@ -47,7 +47,6 @@ def watch(page: "Page", home: str) -> list[str]:
             complaints.append(f"asks for {url}")
 
     page.on("request", lambda request: ask(request.url))
-    page.on("requestfailed", lambda request: complaints.append(f"does not get {request.url}"))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda said: said.type == "error" and complaints.append(said.text))
     return complaints

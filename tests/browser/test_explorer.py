@@ -16,6 +16,20 @@ LABEL = "document.querySelector('.explorer-figure').getAttribute('aria-label')"
 MOST_BYTES = 300_000
 
 
+class Server(SimpleHTTPRequestHandler):
+    """Serves files, says nothing, and has no icon for the tab, which a browser asks for unbidden."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.path == "/favicon.ico":
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+
 @pytest.fixture
 def page(visit):
     page = visit(PAGE)
@@ -144,8 +158,8 @@ def test_without_scripts_and_on_paper_the_figure_stands_in_its_place(visit):
 
 
 def test_it_works_from_a_server(visit, site):
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=site)) as server:
+    handler = functools.partial(Server, directory=site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = visit(PAGE, home=f"http://127.0.0.1:{server.server_port}")
         page.wait_for_selector(".explorer canvas")
