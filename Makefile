@@ -105,7 +105,7 @@ check-site: $(READY)
 # With the Chromium of the system, from PATH or LOCALGPT_CHROMIUM; skipped where there is none.
 check-browser: $(READY)  ## the built pages in a browser: errors, accessibility, the lab, the explorer
 	@echo "==> The built pages in a browser"
-	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/browser
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q -n $(JOBS) tests/browser
 
 # ------------------------------------------------------------------------------------------------ work
 

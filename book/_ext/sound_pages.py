@@ -13,6 +13,8 @@ REPLACED = {
     '<summary aria-label="Toggle hidden content">': "<summary>",
     # The button of the search has its words, and the title where it is only a picture.
     ' title="Search" aria-label="Search"': ' title="Search"',
+    # An entry of the bibliography, which is a list.
+    ' role="doc-biblioentry"': ' role="listitem"',
     # Pictures inside the button "Color mode", whose titles would become words of it.
     **{f' title="{name}"></i>': "></i>" for name in ("Light", "Dark", "System Settings")},
 }

@@ -34,7 +34,7 @@ RULES = {
 SETTLED_MS = 500  # the theme looks again which code scrolls, a while after the window has changed
 # What sticks out of the window although nothing around it scrolls: named, so that a failure says what it is.
 WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
-    [...document.querySelectorAll("body *")]
+    [...document.querySelectorAll("body *:not(pre *)")]
         .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
         .map((one) => `${one.tagName}.${one.className}`).slice(0, 9)"""
 
