@@ -32,12 +32,19 @@ STYLES = ["vendor/uplot/uPlot.min.css", "explorer/explorer.css"]
 DIGITS = 4
 # Of the diagnostics by place; the explorer shows the first as a cosine and the second as an angle.
 BY_PLACE = ("cosine", "feedback")
+CURVES = {"train_loss": "step", "val_loss": "val_step"}  # of a record, each with its steps
+# Of matplotlib's dashes those with a name, in pixels.
 DASHES = {"-": [], "--": [7, 3], "-.": [8, 3, 2, 3], ":": [2, 3]}
 
 
 def short(value: float | None) -> float | None:
     """Return ``value`` with `DIGITS` digits; None where it is not a number."""
     return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
+
+
+def dash(linestyle: str | tuple[int, tuple[int, ...]]) -> list[int]:
+    """Return a dash of a figure of the book, as `look` has it, in pixels."""
+    return DASHES[linestyle] if isinstance(linestyle, str) else [2 * length for length in linestyle[1]]
 
 
 class Steps:
@@ -78,9 +85,6 @@ def run_data(record: RunRecord, steps: Steps) -> dict:
     }
 
 
-CURVES = {"train_loss": "step", "val_loss": "val_step"}
-
-
 def diagnostics_data(measured: dict[str, pd.DataFrame], arm: str, steps: Steps) -> dict:
     """Return the diagnostics of an arm: the total cosine by seed, `BY_PLACE` as means of the seeds."""
     found = {}
@@ -115,6 +119,7 @@ def suite_data(results: SuiteResults) -> dict:
     arms = []
     for number, (name, label) in enumerate(results.labels.items()):
         line = look(number)
+        mean, half, n = results.final_loss(name)
         runs = [run_data(record, steps) for record in results.of_arm(name) if record.curves]
         compared = reference not in (None, name)
         gap = results.difference(name, reference) if compared else (math.nan, math.nan, 0)
@@ -127,8 +132,8 @@ def suite_data(results: SuiteResults) -> dict:
                 "name": name,
                 "label": label,
                 "colour": to_hex(line["color"]),
-                "dash": DASHES.get(line["linestyle"]) or _pattern(line["linestyle"]),
-                "loss": [*map(short, results.final_loss(name)[:2]), results.final_loss(name)[2]],
+                "dash": dash(line["linestyle"]),
+                "loss": [short(mean), short(half), n],
                 "gap": [*map(short, gap[:2]), gap[2]],
                 **costs,
                 "runs": runs,
@@ -143,10 +148,6 @@ def suite_data(results: SuiteResults) -> dict:
         "arms": arms,
         "steps": steps.lists,
     }
-
-
-def _pattern(linestyle: object) -> list[int]:
-    return [] if isinstance(linestyle, str) else [2 * length for length in linestyle[1]]
 
 
 def script(suites: Iterable[SuiteResults]) -> str:

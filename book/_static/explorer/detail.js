@@ -118,8 +118,7 @@ explorer.detail = (() => {
       const total = this.measure === "cosine" ? Object.values(this.arm.diagnostics.total ?? {}) : [];
       if (total.length) lines.push(line(WHOLE, total, {colour: this.arm.colour, bold: true}));
       this.legend.textContent = (total.length ? "Thick: all parameters together. " : "") +
-        "Thin: a matrix each, the darker the higher its block; grey: in no block.".replace(
-          "darker", dark ? "lighter" : "darker");
+        `Thin: a matrix each, the ${dark ? "lighter" : "darker"} the higher its block; grey: in no block.`;
       const ends = lines.map(({ys}) => ys.at(-1)).filter(Number.isFinite);
       const said = ends.length ?
         `at the end from ${text(Math.min(...ends))} to ${text(Math.max(...ends))} over the layers` :
