@@ -4,7 +4,10 @@ Without LOCALGPT_SITE the tests look at _build/html and are skipped when there i
 tests/book/test_site.py are.
 """
 
+import functools
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,29 @@ def browser():
         pytest.skip(f"needs {WHY_NOT}")
     with chromium() as found:
         yield found
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Serves files, says nothing, and has no icon for the tab, which a browser asks for unbidden."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.path == "/favicon.ico":
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+
+@pytest.fixture(scope="session")
+def served(site):
+    """The address of the book on a server of this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture

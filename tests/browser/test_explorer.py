@@ -1,9 +1,6 @@
 """The explorer of recorded runs on its built page: opened from the disk and from a server."""
 
-import functools
 import re
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,20 +11,6 @@ ROWS = ".explorer-table tbody tr[data-arm]"
 NAMES = f"[...document.querySelectorAll('{ROWS}')].map((row) => row.dataset.arm)"
 LABEL = "document.querySelector('.explorer-figure').getAttribute('aria-label')"
 MOST_BYTES = 300_000
-
-
-class Server(SimpleHTTPRequestHandler):
-    """Serves files, says nothing, and has no icon for the tab, which a browser asks for unbidden."""
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        if self.path == "/favicon.ico":
-            self.send_response(204)
-            self.end_headers()
-        else:
-            super().do_GET()
 
 
 @pytest.fixture
@@ -157,14 +140,10 @@ def test_without_scripts_and_on_paper_the_figure_stands_in_its_place(visit):
     assert not page.locator(".explorer").is_visible() and page.locator("#rules-curves img").is_visible()
 
 
-def test_it_works_from_a_server(visit, site):
-    handler = functools.partial(Server, directory=site)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        page = visit(PAGE, home=f"http://127.0.0.1:{server.server_port}")
-        page.wait_for_selector(".explorer canvas")
-        assert page.locator(ROWS).count() == 18
-        server.shutdown()
+def test_it_works_from_a_server(visit, served):
+    page = visit(PAGE, home=served)
+    page.wait_for_selector(".explorer canvas")
+    assert page.locator(ROWS).count() == 18
 
 
 def test_what_it_adds_to_its_page_is_small_and_no_other_page_loads_it(site):
