@@ -48,6 +48,7 @@ PLAYED: dict[str, tuple[str, str]] = {
         "suite.toml --preset tiny --pairs 1",
         r"\nproducts +\d+\.\d\d +\d+\.\d%.*\nproducts, of peak .*GEMM peak: \d",
     ),
+    "localgpt claims": ("", r"norms/radial: The radial term is needed.* holds \+0\.\d+ ± 0\.\d+ \(n = 3\)"),
     "localgpt corpus": ("toy.txt", r"characters +2,003.*5-gram +\d\.\d"),
     "localgpt export FILE": ("--records runs", r"7 records: FILE"),
     "localgpt import FILE": ("--records elsewhere", r"7 new records below elsewhere"),
