@@ -69,7 +69,7 @@ def test_what_was_not_measured_is_said_to_be_so(cell):
 def test_rows_of_an_earlier_version_against_a_plain_gpt_have_no_rates():
     old = replace(AGAINST, tokens_per_second=None, step_gflop=None, peak_share=None)
     table, _ = shown("rules-plain-1", compared={old.name: old}, there={"device": "toy"})
-    assert table[1:] == [["fa", "1.12 (1.10 to 1.20)", "0.75", "1.00", "-", "-"]]
+    assert table[1:] == [["fa", "1.12 (1.10 to 1.20)", "0.75", "1.00", "\u2013", "\u2013"]]
 
 
 def test_the_page_finds_its_files():
