@@ -35,6 +35,7 @@ measure
 training
 records
 experiments
+engines
 bench
 campaigns
 evidence

@@ -21,7 +21,7 @@ from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.rules import RULES
 
 ROOT = Path(localgpt_core.__file__).parents[1]
-COMMANDS = "train run campaign table figure verify export import plot sample corpus bench".split()
+COMMANDS = "train run status campaign table figure verify export import plot sample corpus bench".split()
 
 
 @pytest.fixture

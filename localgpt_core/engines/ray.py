@@ -1,0 +1,247 @@
+"""A suite on Ray: every run is a task, on this machine or anywhere in a cluster.
+
+What a task does is what a process of the local engine does: it takes the lock of the run, goes on from its
+checkpoint if there is one, and writes the record. That is so where its machine sees the folder of the new
+records. Where it does not, the task works in a folder of its own and returns the record, and this process
+writes it; nothing is lost then but the steps of a run that is begun again. Records could also travel to this
+process in both cases, but those of runs that end after it is gone would be lost.
+
+Ray begins a task again whose process or machine is gone. If the machine is gone for Ray alone, its run still
+holds the lock: the task that was begun again leaves it alone, and the scheduler waits for it.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localgpt_core.common.files import mark
+from localgpt_core.common.validation import require, require_integer
+from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.experiments.making import RunMaker, Say
+from localgpt_core.experiments.scheduler import SuiteRun
+from localgpt_core.experiments.suites import PlannedRun
+from localgpt_core.records import RunRecord
+from localgpt_core.training.settings import RunSettings
+
+__all__ = ["RETRIES", "RayRun", "ray_runs"]
+
+RETRIES = 10
+MOST_RETRIES = 10**6
+OBJECTS_BYTES = 128 * 2**20  # for the texts of a suite, on a machine of our own
+# Ray asks for all of these in its environment only.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a task is told beside its run.
+
+    Attributes:
+        maker: The suite and its folders, without its corpus.
+        settings: Fields of `RunSettings`, the device among them: that of the machine of the task.
+        until: Seconds since the epoch by which the run must be over.
+        mark: A file that this process has put into the folder of the new records.
+        command: The command line, as a record notes it.
+        environment: The package's own variables.
+    """
+
+    maker: RunMaker
+    settings: dict[str, Any]
+    until: float
+    mark: Path
+    command: list[str]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a task returns: a word of `SuiteRun.make`, seconds, words, and a record that nobody else sees."""
+
+    outcome: str
+    seconds: float
+    said: list[str]
+    record: str = ""
+
+
+def make(job: Job, run: PlannedRun, corpus: Corpus) -> Made:
+    """Make ``run`` in the process of a task."""
+    start, said = time.monotonic(), []
+    sys.argv[:] = job.command
+    os.environ.update(job.environment)
+    settings = RunSettings(**job.settings, deadline=start + job.until - time.time())
+    maker = replace(job.maker, corpus=corpus, settings=settings)
+    with ExitStack() as stack:
+        shared = job.mark.exists()
+        if not shared:
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            maker = replace(maker, out=own, records=own)
+        with warnings.catch_warnings(record=True) as caught:
+            outcome = maker.one(replace(run, corpus=corpus), said.append)
+        said += [f"warning: {warning.message}" for warning in caught]
+        file = maker.out / f"{run.spec.digest}.json"
+        record = "" if shared or not file.exists() else file.read_text(encoding="utf-8")
+    return Made(outcome, time.monotonic() - start, said, record)
+
+
+class RayRun:
+    """A run that is a task, see `localgpt_core.experiments.making.Begun`."""
+
+    def __init__(self, run: PlannedRun, task: Any, out: Path, say: Say) -> None:
+        self.run, self.task, self.out, self.say = run, task, out, say
+        self.seconds, self.problem = 0.0, ""
+        self._outcome: str | None = None
+
+    def outcome(self) -> str | None:
+        """Return what became of the run once its task has ended, None before."""
+        import ray
+
+        if self._outcome is None and ray.wait([self.task], timeout=0)[0]:
+            self._outcome = self._ended()
+        return self._outcome
+
+    def _ended(self) -> str:
+        import ray
+
+        try:
+            made = ray.get(self.task)
+        except ray.exceptions.TaskCancelledError:
+            return "interrupted"
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            self.problem = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+            return "failed"
+        self.seconds = made.seconds
+        if made.record:
+            RunRecord.from_json(made.record).write(self.out)
+        for text in made.said:
+            self.say(text)
+        return made.outcome
+
+    def stop(self) -> None:
+        """Let the run stop as after Ctrl-C: a task that waits never begins."""
+        import ray
+
+        ray.cancel(self.task, force=False)
+
+    def wait(self) -> None:
+        """Return when the task has ended, and what it said is said."""
+        import ray
+
+        ray.wait([self.task])
+        self.outcome()
+
+
+@contextmanager
+def ray_runs(
+    suite: SuiteRun,
+    say: Say,
+    *,
+    address: str | None = None,
+    jobs: int | None = None,
+    device: str = "cpu",
+    gpu_share: float = 1.0,
+    retries: int = RETRIES,
+) -> Iterator[Callable[[PlannedRun, Say], RayRun]]:
+    """Yield what begins a run of ``suite`` as a task; SIGTERM is a Ctrl-C inside the ``with`` block.
+
+    Args:
+        suite: The suite.
+        say: Called with news of the cluster.
+        address: A cluster that is there, which goes on afterwards: ``"auto"``, ``"HOST:PORT"``, ``"ray://..."``.
+            None starts one on this machine, which ends with the block.
+        jobs: How many runs this machine must have room for; None: one for each CPU.
+        device: Device of the runs on their machines, ``"cpu"`` or ``"cuda"``.
+        gpu_share: Share of a GPU that a run takes on ``"cuda"``.
+        retries: How often a run is begun again whose process or machine is gone.
+
+    Raises:
+        ValueError: For a share or a number out of its range, or where no cluster answers.
+        ModuleNotFoundError: Without Ray.
+    """
+    require(0 < gpu_share <= 1, "gpu_share", gpu_share, "must be positive and at most 1")
+    require_integer("retries", retries, 0, MOST_RETRIES)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    threads = suite.settings.threads or 1
+    needs = {"CPU": float(threads), "GPU": gpu_share if device == "cuda" else 0.0}
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        room = max(os.cpu_count() or 1, (jobs or 1) * threads)
+        here = {"num_cpus": room, "include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+        options |= here | {"address": "local"}
+    with ExitStack() as stack:
+        catch = stack.enter_context(sigterm_as_ctrl_c())
+        stack.callback(ray.shutdown)  # it only takes leave of a cluster that it has not started
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError) as error:
+            require(
+                address is None,
+                "address",
+                address,
+                f"no cluster answers ({str(error).partition(chr(10))[0]})",
+            )
+            raise
+        catch()  # once more: Ray has a handler of its own
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(node.get(name, 0.0) >= own for name, own in needs.items()) for node in nodes):
+            asked = " and ".join(f"{own:g} {name}" for name, own in needs.items() if own)
+            say(f"no machine of the cluster has {asked} for a run: they wait for one that has")
+        remote = ray.remote(max_calls=1)(make).options(
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=retries
+        )
+        own = RunMaker(suite.suite, None, *(path.absolute() for path in (suite.records, suite.out)))
+        job = ray.put(
+            Job(
+                maker=replace(own, preset=suite.preset),
+                settings={"device": device, "threads": threads, "accumulate": suite.settings.accumulate},
+                until=time.time() + suite.settings.deadline - time.monotonic(),
+                mark=stack.enter_context(mark(own.out)),
+                command=sys.argv,
+                environment={name: own for name, own in os.environ.items() if name.startswith("LOCALGPT_")},
+            )
+        )
+        texts: dict[str, Any] = {}
+
+        def begin(run: PlannedRun, say: Say) -> RayRun:
+            sha256 = run.spec.corpus_sha256
+            if sha256 not in texts:
+                texts[sha256] = ray.put(run.corpus)
+            return RayRun(run, remote.remote(job, replace(run, corpus=None), texts[sha256]), suite.out, say)
+
+        yield begin
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM raise as Ctrl-C does inside the ``with`` block, and end the process behind it.
+
+    Yields what installs that again, where somebody else has caught SIGTERM meanwhile.
+    """
+    came, usual = [], signal.getsignal(signal.SIGTERM)
+
+    def handle(signum: int, frame: object) -> None:
+        came.append(signum)
+        raise KeyboardInterrupt
+
+    def catch() -> None:
+        signal.signal(signal.SIGTERM, handle)
+
+    catch()
+    try:
+        yield catch
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
