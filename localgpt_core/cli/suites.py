@@ -160,11 +160,12 @@ def status(
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
     watched = Watch(RunMaker(plan, text, records, out or records / plan.name, preset=preset))
+    states = watched.look()
     with screen(sys.stdout, print) as show:
         while watch and not watched.is_over:
-            show(watched.look())
+            show(states)
             time.sleep(EVERY_S)
-    states = watched.look()
+            states = watched.look()
     print(f"{table(states)}\n{summary(states)}")
 
 

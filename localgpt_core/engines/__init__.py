@@ -6,7 +6,7 @@ Ray cluster, an array of jobs for SLURM, and what any process can see of the run
 
 from localgpt_core.engines.ray import ray_runs
 from localgpt_core.engines.slurm import array_script, submit
-from localgpt_core.engines.watching import EVERY_S, RunStatus, Watch, screen, summary, table, watching
+from localgpt_core.engines.status import EVERY_S, RunStatus, Watch, screen, summary, table, watching
 
 __all__ = [
     "ENGINES",

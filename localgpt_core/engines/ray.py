@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from localgpt_core.common.files import mark
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import Refusal, require, require_integer
 from localgpt_core.corpus.corpus import Corpus
 from localgpt_core.experiments.making import RunMaker, Say
 from localgpt_core.experiments.scheduler import SuiteRun
@@ -34,7 +34,7 @@ from localgpt_core.training.settings import RunSettings
 
 __all__ = ["RETRIES", "RayRun", "ray_runs"]
 
-RETRIES = 10
+RETRIES, STARTS = 10, 3
 MOST_RETRIES = 10**6
 OBJECTS_BYTES = 128 * 2**20  # for the texts of a suite, on a machine of our own
 # Ray asks for all of these in its environment only.
@@ -117,7 +117,7 @@ class RayRun:
             return "interrupted"
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            self.problem = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+            self.problem = f"{type(cause).__name__}: {_first_line(cause)}"
             return "failed"
         self.seconds = made.seconds
         if made.record:
@@ -156,8 +156,8 @@ def ray_runs(
     Args:
         suite: The suite.
         say: Called with news of the cluster.
-        address: A cluster that is there, which goes on afterwards: ``"auto"``, ``"HOST:PORT"``, ``"ray://..."``.
-            None starts one on this machine, which ends with the block.
+        address: A cluster that is there, which goes on afterwards: ``"auto"`` or ``"HOST:PORT"``. None starts
+            one on this machine, which ends with the block.
         jobs: How many runs this machine must have room for; None: one for each CPU.
         device: Device of the runs on their machines, ``"cpu"`` or ``"cuda"``.
         gpu_share: Share of a GPU that a run takes on ``"cuda"``.
@@ -175,7 +175,7 @@ def ray_runs(
 
     threads = suite.settings.threads or 1
     needs = {"CPU": float(threads), "GPU": gpu_share if device == "cuda" else 0.0}
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         room = max(os.cpu_count() or 1, (jobs or 1) * threads)
         here = {"num_cpus": room, "include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
@@ -183,16 +183,7 @@ def ray_runs(
     with ExitStack() as stack:
         catch = stack.enter_context(sigterm_as_ctrl_c())
         stack.callback(ray.shutdown)  # it only takes leave of a cluster that it has not started
-        try:
-            ray.init(**options)
-        except (ConnectionError, ValueError) as error:
-            require(
-                address is None,
-                "address",
-                address,
-                f"no cluster answers ({str(error).partition(chr(10))[0]})",
-            )
-            raise
+        _join(options, say)
         catch()  # once more: Ray has a handler of its own
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(all(node.get(name, 0.0) >= own for name, own in needs.items()) for node in nodes):
@@ -209,7 +200,7 @@ def ray_runs(
                 until=time.time() + suite.settings.deadline - time.monotonic(),
                 mark=stack.enter_context(mark(own.out)),
                 command=sys.argv,
-                environment={name: own for name, own in os.environ.items() if name.startswith("LOCALGPT_")},
+                environment={name: said for name, said in os.environ.items() if name.startswith("LOCALGPT_")},
             )
         )
         texts: dict[str, Any] = {}
@@ -221,6 +212,27 @@ def ray_runs(
             return RayRun(run, remote.remote(job, replace(run, corpus=None), texts[sha256]), suite.out, say)
 
         yield begin
+
+
+def _join(options: dict[str, Any], say: Say) -> None:
+    """Join a cluster, or start one here: Ray gives up where a machine is too busy to start it at once."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray says no more than that
+            if options["address"] != "local":
+                address = f"address={options['address']!r}"
+                raise Refusal(f"{address}: no cluster answers there ({_first_line(error)})") from None
+            if not left:
+                raise
+            say(f"Ray did not start: {_first_line(error)} Trying again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def array_script(
         "--ntasks=1",
         f"--cpus-per-task={threads}",
         *["--gres=gpu:1"] * (device == "cuda"),
-        *[f"--time={math.ceil(limit_s / 60)}", f"--signal=B:INT@{SAVING_S}"] * (limit_s is not None),
+        *([] if limit_s is None else [f"--time={math.ceil(limit_s / 60)}", f"--signal=B:INT@{SAVING_S}"]),
         "--requeue",
         "--open-mode=append",
         *site,

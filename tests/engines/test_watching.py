@@ -12,10 +12,11 @@ import pytest
 from toys import TOY_SUITE, toy_record, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.engines import watching
-from localgpt_core.engines.watching import RunStatus, Watch, screen, summary, table
+from localgpt_core.engines import status as module
+from localgpt_core.engines.status import RunStatus, Watch, screen, summary, table, watching
 from localgpt_core.experiments.making import RunMaker
 from localgpt_core.experiments.suites import read_suite
+from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import RunSettings
 
 LONG = "[arms.long]\ntrain = { steps = 1000000, eval_interval = 50 }\n[arms.wild]\ntrain = { lr = 1e30 }\n"
@@ -57,10 +58,10 @@ def test_a_run_goes_from_left_to_finished(maker, monkeypatch):
         at_work = {s.digest: s for s in watch.look() if s.word == "running"}
     assert [*at_work] == [frozen.spec.digest, long.spec.digest]
     status = at_work[long.spec.digest]
-    saved = watching.load_checkpoint(maker.checkpoint(long.spec.digest)).progress
+    saved = load_checkpoint(maker.checkpoint(long.spec.digest)).progress
     assert (status.step, status.steps, status.loss) == (100, 1000000, saved["curves"]["val_loss"][-1])
     assert status.steps_per_s == pytest.approx(100 / saved["wall_time_s"])
-    monkeypatch.setattr(watching, "load_checkpoint", pytest.fail)  # read once, as it has not changed
+    monkeypatch.setattr(module, "load_checkpoint", pytest.fail)  # read once, as it has not changed
     age = time.time() - maker.checkpoint(long.spec.digest).stat().st_mtime
     with maker.claim(long):
         later = {s.digest: s for s in watch.look()}[long.spec.digest]
@@ -187,9 +188,9 @@ def test_runs_side_by_side_are_a_live_table_on_a_terminal(maker):
 
 
 def test_what_goes_wrong_with_showing_is_said_once_and_harms_nothing(maker, monkeypatch):
-    monkeypatch.setattr(watching, "EVERY_S", 0.01)
+    monkeypatch.setattr(module, "EVERY_S", 0.01)
     monkeypatch.setattr(Watch, "look", lambda watch: 1 / 0)
     said = []
-    with watching.watching(maker, io.StringIO(), said.append):
+    with watching(maker, io.StringIO(), said.append):
         time.sleep(0.2)
     assert said == ["how far the runs are cannot be shown: ZeroDivisionError: division by zero"]
