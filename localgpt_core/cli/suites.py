@@ -102,11 +102,11 @@ def run(
     for own, given in (("ray", of_ray), ("slurm", of_slurm)):
         for name, value in given.items():
             require(engine == own, name, value, f"is for --engine {own}")
-    side_by_side = 1 if jobs is None and engine == "local" else jobs
-    require_integer("jobs", MOST_JOBS if side_by_side is None else side_by_side, 1, MOST_JOBS)
-    processes, allowed = launched(), "under torchrun, whose processes share a run,"
-    require(side_by_side == 1 or processes.count == 1, "jobs", jobs, f"must be 1 {allowed}")
-    require(engine == "local" or processes.count == 1, "engine", engine, f"must be local {allowed}")
+    number = jobs if jobs is not None else 1 if engine == "local" else MOST_JOBS
+    require_integer("jobs", number, 1, MOST_JOBS)
+    processes, shared = launched(), "under torchrun, whose processes share a run"
+    require(engine == "local" or processes.count == 1, "engine", engine, f"must be local {shared}")
+    require(number == 1 or processes.count == 1, "jobs", number, f"must be 1 {shared}")
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = time.monotonic() + (time_budget or math.inf)
     parts = {"accumulate": accumulate, "processes": processes}
@@ -131,11 +131,11 @@ def run(
         if todo and engine == "ray":
             begin = stack.enter_context(ray_runs(suite_run, say, jobs=jobs, device=device, **of_ray))
             suite_run = replace(suite_run, begin=begin)
-        if suite_run.begin is not None or side_by_side > 1:
+        if suite_run.begin is not None or number > 1:
             on_terminal = sys.stderr is not None and sys.stderr.isatty()
             suite_run = replace(suite_run, hear=say if on_terminal else None)
             stack.enter_context(watching(suite_run, sys.stderr, say))
-        outcome = suite_run.make(side_by_side or MOST_JOBS, say, only or ())
+        outcome = suite_run.make(number, say, only or ())
     if not only:
         to_go_on = "complete" if outcome == "complete" else "not complete; start it again to go on"
         tell(f"{plan.name}: {to_go_on}")

@@ -25,7 +25,7 @@ from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
 
-PATIENCE_S = 300
+PATIENCE_S = 600
 KILLS = int(os.environ.get("LOCALGPT_KILLS", "3"))
 LONG = "[arms.long]\ntrain = { steps = 1000000 }\nseeds = [1]\n"
 SUITE = """
@@ -86,7 +86,8 @@ class Plan:
 
 def environment():
     """Return the variables of this process, with the package where the workers of Ray find it too."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    path = [os.path.join(os.path.dirname(__file__), "without"), *sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
