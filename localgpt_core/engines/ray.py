@@ -10,15 +10,17 @@ Ray begins a task again whose process or machine is gone. If the machine is gone
 holds the lock: the task that was begun again leaves it alone, and the scheduler waits for it.
 """
 
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,7 @@ def ray_runs(
         options |= here | {"address": "local"}
     with ExitStack() as stack:
         catch = stack.enter_context(sigterm_as_ctrl_c())
+        stack.enter_context(redirect_stdout(News(say)))
         stack.callback(ray.shutdown)  # it only takes leave of a cluster that it has not started
         _join(options, say)
         catch()  # once more: Ray has a handler of its own
@@ -212,6 +215,20 @@ def ray_runs(
             return RayRun(run, remote.remote(job, replace(run, corpus=None), texts[sha256]), suite.out, say)
 
         yield begin
+
+
+class News(io.StringIO):
+    """In the place of stdout: Ray prints there what happens to machines, with the end of their logs."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__()
+        self.say = say
+
+    def write(self, text: str) -> int:
+        """Say the first line of what Ray prints at once."""
+        if line := re.sub(r"\x1b\[[\d;]*m", "", text).strip().partition("\n")[0]:
+            self.say(f"Ray: {line}")
+        return len(text)
 
 
 def _join(options: dict[str, Any], say: Say) -> None:

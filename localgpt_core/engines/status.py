@@ -178,7 +178,8 @@ def screen(
         at_work = sorted((s for s in states if s.word in AT_WORK), key=lambda s: AT_WORK.index(s.word))
         return Text(f"{table(at_work)}\n{summary(states)}".lstrip(), no_wrap=True, overflow="ellipsis")
 
-    with Live(console=Console(file=stream), auto_refresh=False, transient=True) as live:
+    shown_on = {"console": Console(file=stream), "redirect_stdout": False}
+    with Live(**shown_on, auto_refresh=False, transient=True) as live:
         yield lambda states: live.update(drawn(states), refresh=True)
 
 
