@@ -1,10 +1,4 @@
-"""A suite on Ray: every run is a task, on this machine or anywhere in a cluster.
-
-What a task does is what a process of the local engine does: it takes the lock of the run, goes on from its
-checkpoint if there is one, and writes the record. That is so where its machine sees the folder of the new
-records. Where it does not, the task works in a folder of its own and returns the record, and this process
-writes it; nothing is lost then but the steps of a run that is begun again. Records could also travel to this
-process in both cases, but those of runs that end after it is gone would be lost.
+"""A suite on Ray: every run is a task, see `localgpt_core.engines.tasks`, here or anywhere in a cluster.
 
 Ray begins a task again whose process or machine is gone. If the machine is gone for Ray alone, its run still
 holds the lock: the task that was begun again leaves it alone, and the scheduler waits for it.
@@ -16,23 +10,20 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from localgpt_core.common.files import mark
 from localgpt_core.common.validation import Refusal, require, require_integer
-from localgpt_core.corpus.corpus import Corpus
+from localgpt_core.engines.tasks import Job, make
 from localgpt_core.experiments.making import RunMaker, Say
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import PlannedRun
 from localgpt_core.records import RunRecord
-from localgpt_core.training.settings import RunSettings
 
 __all__ = ["RETRIES", "RayRun", "ray_runs"]
 
@@ -41,57 +32,6 @@ MOST_RETRIES = 10**6
 OBJECTS_BYTES = 128 * 2**20  # for the texts of a suite, on a machine of our own
 # Ray asks for all of these in its environment only.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a task is told beside its run.
-
-    Attributes:
-        maker: The suite and its folders, without its corpus.
-        settings: Fields of `RunSettings`, the device among them: that of the machine of the task.
-        until: Seconds since the epoch by which the run must be over.
-        mark: A file that this process has put into the folder of the new records.
-        command: The command line, as a record notes it.
-        environment: The package's own variables.
-    """
-
-    maker: RunMaker
-    settings: dict[str, Any]
-    until: float
-    mark: Path
-    command: list[str]
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a task returns: a word of `SuiteRun.make`, seconds, words, and a record that nobody else sees."""
-
-    outcome: str
-    seconds: float
-    said: list[str]
-    record: str = ""
-
-
-def make(job: Job, run: PlannedRun, corpus: Corpus) -> Made:
-    """Make ``run`` in the process of a task."""
-    start, said = time.monotonic(), []
-    sys.argv[:] = job.command
-    os.environ.update(job.environment)
-    settings = RunSettings(**job.settings, deadline=start + job.until - time.time())
-    maker = replace(job.maker, corpus=corpus, settings=settings)
-    with ExitStack() as stack:
-        shared = job.mark.exists()
-        if not shared:
-            own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            maker = replace(maker, out=own, records=own)
-        with warnings.catch_warnings(record=True) as caught:
-            outcome = maker.one(replace(run, corpus=corpus), said.append)
-        said += [f"warning: {warning.message}" for warning in caught]
-        file = maker.out / f"{run.spec.digest}.json"
-        record = "" if shared or not file.exists() else file.read_text(encoding="utf-8")
-    return Made(outcome, time.monotonic() - start, said, record)
 
 
 class RayRun:
@@ -225,9 +165,9 @@ class News(io.StringIO):
         self.say = say
 
     def write(self, text: str) -> int:
-        """Say the first line of what Ray prints at once."""
-        if line := re.sub(r"\x1b\[[\d;]*m", "", text).strip().partition("\n")[0]:
-            self.say(f"Ray: {line}")
+        """Say the first sentence of what Ray prints at once."""
+        if sentence := re.split(r"\n|(?<=\.) ", re.sub(r"\x1b\[[\d;]*m", "", text).strip())[0]:
+            self.say(f"Ray: {sentence}")
         return len(text)
 
 

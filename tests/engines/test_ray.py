@@ -20,7 +20,8 @@ import pytest
 from toys import toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.engines import ray as engine
+from localgpt_core.engines.ray import RayRun, ray_runs
+from localgpt_core.engines.tasks import Job, make
 from localgpt_core.experiments.making import RunMaker, title_of
 from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
@@ -40,6 +41,7 @@ train = { steps = 300, batch_size = 2, warmup = 2, eval_interval = 30 }
 [arms.fa]
 model = { method = "fa" }
 """
+STARTED = []
 SAME = ("suite", "arm", "preset", "spec", "seed", "status", "curves", "final_val_loss", "best_val_loss")
 NO_WAITING = {
     "health_check_initial_delay_ms": 0,
@@ -68,10 +70,11 @@ class Plan:
         self.local = outcome(folder / "local")
 
     def start(self, records, *more, suite="suite.toml", engine="ray"):
-        """Start `localgpt run` in a process group of its own; what it says is in the file ``said``."""
+        """Start `localgpt run` in a process group of its own, which does not outlive the test."""
         command = [sys.executable, "-m", "localgpt_core", "run", str(self.folder / suite), "--engine", engine]
-        with open(self.folder / "said", "w") as said:
-            return subprocess.Popen(
+        self.said_in = self.folder / f"said {len(STARTED)} {records.name}"
+        with open(self.said_in, "w") as said:
+            process = subprocess.Popen(
                 [*command, "--records", str(records), *more],
                 stdout=subprocess.PIPE,
                 stderr=said,
@@ -79,10 +82,22 @@ class Plan:
                 env=environment(),
                 start_new_session=True,
             )
+        STARTED.append(process)
+        return process
 
     @property
     def said(self):
-        return (self.folder / "said").read_text()
+        return self.said_in.read_text()
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def environment():
@@ -245,7 +260,7 @@ def maker(plan, tmp_path):
 def job(maker, mark):
     settings = {"device": "cpu", "threads": 1, "accumulate": 1}
     own = replace(maker, corpus=None)
-    return engine.Job(own, settings, time.time() + 1000, mark, ["localgpt", "run"], {"LOCALGPT_NEWS": "yes"})
+    return Job(own, settings, time.time() + 1000, mark, ["localgpt", "run"], {"LOCALGPT_NEWS": "yes"})
 
 
 def test_a_task_that_does_not_see_the_folder_returns_the_record(plan, maker, tmp_path, monkeypatch):
@@ -254,19 +269,19 @@ def test_a_task_that_does_not_see_the_folder_returns_the_record(plan, maker, tmp
     run, other, *_ = maker.planned().values()
     maker.out.mkdir(parents=True)
     (maker.out / "mark").touch()
-    seen = engine.make(job(maker, maker.out / "mark"), replace(run, corpus=None), maker.corpus)
+    seen = make(job(maker, maker.out / "mark"), replace(run, corpus=None), maker.corpus)
     assert (seen.outcome, seen.record) == ("complete", "") and outcome(maker.records).keys() == {
         run.spec.digest
     }
     assert sys.argv == ["localgpt", "run"] and os.environ["LOCALGPT_NEWS"] == "yes"
-    far = engine.make(job(maker, maker.out / "nothing"), replace(other, corpus=None), maker.corpus)
+    far = make(job(maker, maker.out / "nothing"), replace(other, corpus=None), maker.corpus)
     assert far.outcome == "complete" and outcome(maker.records).keys() == {run.spec.digest}
     assert far.said[-1].startswith(f"{title_of(other)}: finished, ")
     fake = types.ModuleType("ray")
     fake.wait, fake.get = lambda tasks, timeout=None: (tasks, []), lambda task: task
     monkeypatch.setitem(sys.modules, "ray", fake)
     said = []
-    begun = engine.RayRun(other, far, maker.out, said.append)
+    begun = RayRun(other, far, maker.out, said.append)
     assert begun.outcome() == "complete" and begun.outcome() == "complete" and begun.problem == ""
     assert said == far.said and begun.seconds == far.seconds
     expected = {digest: plan.local[digest] for digest in (run.spec.digest, other.spec.digest)}
@@ -276,7 +291,7 @@ def test_a_task_that_does_not_see_the_folder_returns_the_record(plan, maker, tmp
 def test_the_time_of_a_suite_ends_for_a_task_too(maker):
     run = next(iter(maker.planned().values()))
     over = replace(job(maker, maker.out / "nothing"), until=time.time() - 1)
-    assert engine.make(over, replace(run, corpus=None), maker.corpus).outcome == "out_of_time"
+    assert make(over, replace(run, corpus=None), maker.corpus).outcome == "out_of_time"
 
 
 @pytest.mark.parametrize(
@@ -288,5 +303,5 @@ def test_the_time_of_a_suite_ends_for_a_task_too(maker):
     ],
 )
 def test_numbers_out_of_range_are_refused_before_ray_is_asked_for(maker, options, message):
-    with pytest.raises(ValueError, match=message), engine.ray_runs(maker, print, **options):
+    with pytest.raises(ValueError, match=message), ray_runs(maker, print, **options):
         pass
