@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from localgpt_core.bottlenecks.selection import largest
 from localgpt_core.common.functions import LocalFunction
-from localgpt_core.common.modes import MaybeExact, set_for_a_while, wide, without_autocast
+from localgpt_core.common.modes import MaybeExact, narrow, set_for_a_while, wide, without_autocast
 from localgpt_core.common.seeds import normal_like
 from localgpt_core.common.validation import require, require_choice, require_integer
 from localgpt_core.config.allowed import CODE_BACKWARDS, CODE_NORMS
@@ -81,7 +81,7 @@ def replaced(h: Tensor, codebook: Tensor, codes: Tensor, rms: str) -> Tensor:
         size = torch.where(size < 0, size, math.sqrt(x.shape[-1]))
     # Not a view of the groups, which a Function must not return: nobody could change it in place.
     directions = chosen(codebook, codes).to(x.dtype).reshape(h.shape)
-    return (directions * size.expand_as(x).reshape(h.shape)).to(h.dtype)
+    return narrow(directions * size.expand_as(x).reshape(h.shape), h)
 
 
 def tangent(g: Tensor, u: Tensor, c: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localgpt_core.common.functions import LocalFunction
-from localgpt_core.common.modes import MaybeExact, wide
+from localgpt_core.common.modes import MaybeExact, narrow, wide
 from localgpt_core.common.validation import require_integer
 from localgpt_core.config.allowed import MOST_BITS
 
@@ -26,7 +26,7 @@ def rounded(h: Tensor, bits: int) -> Tensor:
     # A token of zeros has one level, and any index will do.
     inside = (x / torch.where(scale > 0, scale, 1)).detach()
     level = 2 * torch.round(steps * (inside + 1) / 2) / steps - 1
-    return (scale * level).to(h.dtype)
+    return narrow(scale * level, h)
 
 
 class _RoundedStraightThrough(LocalFunction):

@@ -13,6 +13,10 @@ __all__ = ["keep", "largest", "winners"]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() > 0
+
+
 def _numpy(x: Tensor) -> np.ndarray:
     """Return x as an array of a type that numpy has vectorised code for."""
     return (x.float() if x.element_size() < 4 else x).numpy()
@@ -31,8 +35,7 @@ def largest(scores: Tensor) -> Tensor:
 
     On the CPU numpy finds it twelve times as fast as ``torch.argmax``.
     """
-    on_cpu = scores.device.type == "cpu" and scores.numel() > 0
-    return _largest_on_the_cpu(scores) if on_cpu else scores.argmax(dim=-1)
+    return _largest_on_the_cpu(scores) if _on_cpu(scores) else scores.argmax(dim=-1)
 
 
 def _winners_by_topk(magnitude: Tensor, k: int) -> Tensor:
@@ -61,8 +64,7 @@ def winners(magnitude: Tensor, k: int) -> Tensor:
     On the CPU numpy's vectorised sort is eight times as fast as ``torch.topk``. Rows where the k-th place is
     tied (or not a number) go through topk.
     """
-    on_cpu = magnitude.device.type == "cpu" and magnitude.numel() > 0
-    return _winners_on_the_cpu(magnitude, k) if on_cpu else _winners_by_topk(magnitude, k)
+    return _winners_on_the_cpu(magnitude, k) if _on_cpu(magnitude) else _winners_by_topk(magnitude, k)
 
 
 @torch.library.custom_op("localgpt::keep", mutates_args=())
@@ -83,4 +85,4 @@ def keep(x: Tensor, mask: Tensor) -> Tensor:
 
     On the CPU numpy multiplies the bits of x, as integers, by the mask: seven times as fast as torch.where.
     """
-    return _keep_on_the_cpu(x, mask) if x.device.type == "cpu" else torch.where(mask, x, 0.0).contiguous()
+    return _keep_on_the_cpu(x, mask) if _on_cpu(x) else torch.where(mask, x, 0.0)

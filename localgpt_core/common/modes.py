@@ -28,9 +28,11 @@ __all__ = [
     "in_float32",
     "in_forward_mode",
     "inputs_of",
+    "narrow",
     "recorded",
     "recording",
     "set_for_a_while",
+    "tf32_on_gpu",
     "watch",
     "wide",
     "without_autocast",
@@ -149,6 +151,27 @@ def as_autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]
 def wide(x: Tensor) -> Tensor:
     """Return x in float32 at least, in which sums and decompositions are taken whatever it is itself."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def narrow(x: Tensor, like: Tensor) -> Tensor:
+    """Return x in the dtype of ``like``.
+
+    A Function that ends with this has a gradient; with ``x.to(like)``, where that changes nothing, torch 2.11
+    compiles one of zero.
+    """
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+@contextmanager
+def tf32_on_gpu(device: torch.device) -> Iterator[None]:
+    """Let a GPU round the factors of products in float32 to 10 bits inside the ``with`` block."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:

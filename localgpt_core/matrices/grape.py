@@ -65,6 +65,15 @@ def align_to_weight(
     torch.addmm(feedback, direction.T, probes, out=feedback)
 
 
+def basis_by_cholesky(probes: Tensor) -> Tensor:
+    """Return an orthonormal basis (in x n) of the span of Gaussian ``probes`` (in x n), n <= in / 2.
+
+    So few are far from dependent, and the basis is as good as that of QR, for which a GPU takes 50 launches.
+    """
+    lower = torch.linalg.cholesky_ex(probes.T @ probes).L
+    return torch.linalg.solve_triangular(lower, probes.T, upper=False).T
+
+
 @torch.no_grad()
 @in_float32
 def project_to_weight(
@@ -79,6 +88,7 @@ def project_to_weight(
     shape = (in_features, min(n_probe, in_features))
     probes = torch.randn(shape, generator=generator, device=weight.device, dtype=weight.dtype)
     # Orthonormal probes of the same span: v v^T is then the identity and needs no inverse.
-    directions = torch.linalg.qr(probes).Q
+    few = probes.is_cuda and 2 * probes.shape[1] <= in_features
+    directions = basis_by_cholesky(probes) if few else torch.linalg.qr(probes).Q
     missing = weight @ directions - feedback @ directions
     torch.addmm(feedback, missing, directions.T, alpha=lr, out=feedback)

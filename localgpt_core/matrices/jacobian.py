@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from localgpt_core.common.modes import evaluation_mode, exact_derivatives, wide, without_autocast
+from localgpt_core.common.modes import evaluation_mode, exact_derivatives, tf32_on_gpu, wide, without_autocast
 from localgpt_core.common.seeds import generator
 from localgpt_core.common.validation import require
 from localgpt_core.matrices.duals import LeanForwardMode
@@ -64,7 +64,8 @@ def jvp_estimates(
 
     ``forward()`` returns the logits (..., V) of ``model``. The input of a place is (..., in), or (..., T, in)
     with further tokens; those of all its calls count alike. The noise depends on ``key`` and the order of the
-    calls only. Estimates are taken in float32 at least. Where ``forward`` is that of a ``part`` of a batch,
+    calls only. Estimates are taken in float32 at least, whose products a GPU rounds as TF32: the noise of the
+    estimate is far larger. Where ``forward`` is that of a ``part`` of a batch,
     the noise is that of its rows, and the result is what it adds to the estimate of the whole.
 
     Raises:
@@ -87,7 +88,8 @@ def jvp_estimates(
         noise.append((place, p))
         return forward_ad.make_dual(primal, p if tangent is None else tangent + p)
 
-    with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level():
+    on = next(model.parameters()).device
+    with evaluation_mode(model), exact_derivatives(model), forward_ad.dual_level(), tf32_on_gpu(on):
         with _inputs_disturbed(places, add_noise), LeanForwardMode():
             response = forward_ad.unpack_dual(forward()).tangent
         half = response.dtype == torch.float16  # torch's derivative of a norm alone is beyond its range

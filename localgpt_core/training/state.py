@@ -114,7 +114,7 @@ class RunState:
         self.stepped = self.model
         if config.compile:
             torch.compiler.reset()
-            self.stepped = compiled(self.model)
+            self.stepped = compiled(self.model, replayed=split.accumulate == 1)
             rows = next(split.one_after_the_other().parts(config.batch_size)).rows
             check_compiled(self.model, self.stepped, config, *(ids[rows] for ids in self.batch(0)))
         reset_peak_memory(device)  # neither the count of FLOPs, on a copy, nor the check is part of the run

@@ -105,13 +105,19 @@ def trained_names(model: LocalGPT) -> list[str]:
     return [names[id(tensor)] for group in trained_tensors(model) for tensor in group]
 
 
-def compiled(model: LocalGPT) -> nn.Module:
+def compiled(model: LocalGPT, replayed: bool = True) -> nn.Module:
     """Return the compiled form of ``model``: one graph for each mode and shape, or an error.
+
+    On a GPU each is recorded once and then replayed (a CUDA graph): a step of these sizes is hundreds of
+    short kernels, which take longer to launch than to run. What it returns, and the gradients of its backward
+    pass, are overwritten by the next call; ``replayed=False`` is for whoever adds up several.
 
     What is compiled several times, for other models or modes, is by torch's default left as it is from the
     ninth time on. So whoever compiles one model after another calls ``torch.compiler.reset()`` in between.
     """
-    return torch.compile(model, fullgraph=True, dynamic=False)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    mode = "reduce-overhead" if replayed and on_gpu else None
+    return torch.compile(model, fullgraph=True, dynamic=False, mode=mode)
 
 
 @contextmanager
@@ -253,7 +259,7 @@ def _loss(
             loss = loss * (own / all_)
         if torch.is_grad_enabled():
             loss.backward()
-        losses.append(loss.detach())
+        losses.append(loss.detach().clone())  # the next replay of a graph overwrites it
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 

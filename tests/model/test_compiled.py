@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from toys import toy_corpus, toy_model, toy_train
 
 from localgpt_core import LocalGPTConfig, train
+from localgpt_core.bottlenecks import selection
 from localgpt_core.common.modes import exact_derivatives
 from localgpt_core.config import TrainConfig
 from localgpt_core.experiments import execute
@@ -64,6 +65,18 @@ def test_every_option_is_one_graph_with_the_same_gradients(options, precision, g
     dropout = {"dropout": 0.2} if precision == "float32" else {}
     config = TrainConfig(compile=True, precision=precision)
     assert_one_graph_of_the_same_gradients(options | dropout, config, graphs)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "case", [case for case in MODEL_CASES if case.startswith(("mlp", "resid", "vq", "every"))]
+)
+def test_what_torch_does_itself_off_the_cpu_is_one_graph_with_the_same_gradients(
+    case, precision, graphs, monkeypatch
+):
+    monkeypatch.setattr(selection, "_on_cpu", lambda x: False)
+    config = TrainConfig(compile=True, precision=precision)
+    assert_one_graph_of_the_same_gradients(CASES[case], config, graphs)
 
 
 @pytest.mark.parametrize("case", ["rule-dfa-block-norm", "everything-sigmoid", "everything-softmax"])

@@ -13,7 +13,7 @@ from localgpt_core.common.modes import in_float32
 from localgpt_core.common.seeds import generator
 from localgpt_core.layers.feedback_points import FeedbackPoint
 from localgpt_core.layers.linear import publish_error
-from localgpt_core.matrices.grape import project_to_weight
+from localgpt_core.matrices.grape import basis_by_cholesky, project_to_weight
 from localgpt_core.matrices.initial import initial_feedback
 from localgpt_core.matrices.jacobian import jvp_estimates, mean_jacobians
 from localgpt_core.measure.alignment import feedback_cosines
@@ -129,6 +129,14 @@ def test_kaczmarz_is_exact_on_what_it_probed(shape):
     for n_probe in (shape[1], shape[1] + 5):
         project_to_weight(weight, feedback := normal(*shape, seed=1), n_probe, 1.0, generator(0))
         assert relative(feedback, weight) < 1e-12
+
+
+@pytest.mark.parametrize("n_probe", [1, 32, 192])
+def test_the_basis_of_a_gpu_is_that_of_qr(n_probe):
+    probes = torch.randn(384, n_probe, generator=generator(0))
+    expected, found = torch.linalg.qr(probes.double()).Q, basis_by_cholesky(probes).double()
+    torch.testing.assert_close(found.T @ found, torch.eye(n_probe, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=0, atol=1e-5)
 
 
 def test_kaczmarz_takes_the_share_of_the_probes_off_the_misalignment():
