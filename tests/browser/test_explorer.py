@@ -1,8 +1,11 @@
 """The explorer of recorded runs on its built page: opened from the disk and from a server."""
 
 import re
+from pathlib import Path
 
 import pytest
+
+from localgpt_core.experiments.suites import read_suite
 
 pytestmark = pytest.mark.book
 
@@ -11,6 +14,7 @@ ROWS = ".explorer-table tbody tr[data-arm]"
 NAMES = f"[...document.querySelectorAll('{ROWS}')].map((row) => row.dataset.arm)"
 LABEL = "document.querySelector('.explorer-figure').getAttribute('aria-label')"
 MOST_BYTES = 300_000
+ARMS = len(read_suite(Path(__file__).parents[2] / "book" / "suites" / "rules.toml").arms)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_the_filter_lists_arms_and_check_boxes_choose_what_is_drawn(page):
     page.get_by_label("Filter arms").fill("dfa block")
     listed = page.evaluate(NAMES)
     assert "dfa block norm" in listed and "bp" not in listed
-    assert page.locator(".explorer-listed").text_content() == f"{len(listed)} of 18 arms listed"
+    assert page.locator(".explorer-listed").text_content() == f"{len(listed)} of {ARMS} arms listed"
     assert picture(page) == before  # what is listed and what is drawn are two things
     every = page.get_by_label("Draw all arms that are listed")
     assert every.evaluate("(box) => box.indeterminate")
@@ -143,7 +147,7 @@ def test_without_scripts_and_on_paper_the_figure_stands_in_its_place(visit):
 def test_it_works_from_a_server(visit, served):
     page = visit(PAGE, home=served)
     page.wait_for_selector(".explorer canvas")
-    assert page.locator(ROWS).count() == 18
+    assert page.locator(ROWS).count() == ARMS
 
 
 def test_what_it_adds_to_its_page_is_small_and_no_other_page_loads_it(site):
