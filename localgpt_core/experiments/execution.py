@@ -164,8 +164,10 @@ def execute(
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+    if settings.tracker is not None:
+        _start_tracking(draft, settings)
     clock = time.perf_counter()
-    result, changes = None, {}
+    result, changes, status = None, {}, "failed"
     try:
         result = train(spec.model, spec.train, corpus, settings)
     except (Refusal, OSError, ProcessLost):
@@ -173,9 +175,13 @@ def execute(
     except Exception as failure:
         changes = {"error": _said(failure), "wall_time_s": time.perf_counter() - clock}
     else:
-        if result.status in ("interrupted", "out_of_time"):
+        status = result.status
+        if status in ("interrupted", "out_of_time"):
             return None, result
         changes = _measured(result)
+    finally:
+        if settings.tracker is not None:
+            settings.tracker.finish(status)
     end = {"end": datetime.now(UTC).isoformat(timespec="seconds")}
     record = replace(draft, provenance=draft.provenance | end, **changes)
     if record.status == "finished":
@@ -183,6 +189,16 @@ def execute(
             record.write(out)
         record = replace(record, **_sample(result.model, corpus.vocabulary))
     return record, result
+
+
+def _start_tracking(draft: RunRecord, settings: RunSettings) -> None:
+    from localgpt_core.tracking.tracker import TrackedRun
+
+    made_for = {name: getattr(draft, name) for name in ("digest", "seed", "suite", "arm", "preset")}
+    name = f"{draft.arm or draft.run_spec.model.method} seed {draft.seed} {draft.digest}"
+    goes_on = settings.resume and settings.checkpoint is not None and Path(settings.checkpoint).is_file()
+    step = steps_done(Path(settings.checkpoint)) if goes_on else None
+    settings.tracker.start(TrackedRun(name, draft.digest, draft.settings | made_for, step))
 
 
 def _parts(settings: RunSettings) -> dict[str, int]:
@@ -229,5 +245,8 @@ def _command() -> str:
 
 def _without_folder(argument: str) -> str:
     """Return an absolute path's last part: a record says what ran, not where somebody keeps it."""
-    option, equals, value = argument.rpartition("=")
-    return option + equals + Path(value).name if os.path.isabs(value) else argument
+    for sign in "=:":  # --out=FOLDER, --track tensorboard:FOLDER
+        option, found, value = argument.rpartition(sign)
+        if os.path.isabs(value):
+            return option + found + Path(value).name
+    return argument

@@ -140,6 +140,8 @@ class SuiteRun(RunMaker):
         options += ["--corpus", self.corpus_name or self.suite.corpus]
         options += ["--device", self.settings.device, "--threads", self.settings.threads or 1]
         options += ["--accumulate", self.settings.accumulate]
+        if self.settings.tracker is not None:
+            options += ["--track", self.settings.tracker]
         if self.preset:
             options += ["--preset", self.preset]
         if math.isfinite(self.settings.deadline):

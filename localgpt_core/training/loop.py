@@ -49,7 +49,8 @@ def train(
         corpus: Where the batches and the validation split come from.
         settings: Where and how the run goes.
         fields: Fields of `RunSettings` by name, in its place: ``device``, ``threads``, ``checkpoint``,
-            ``resume``, ``deadline``, ``report``, ``diagnose_every``, ``accumulate``, ``processes``.
+            ``resume``, ``deadline``, ``report``, ``diagnose_every``, ``accumulate``, ``processes``,
+            ``tracker``.
 
     Raises:
         ValueError: For a corpus that does not fit the model, a device that is not there, a batch that has no
@@ -138,18 +139,26 @@ def _advance_to_the_end(
     run: RunState, settings: RunSettings, report: Report, interrupted: threading.Event
 ) -> str:
     """Advance ``run`` until it is over and return the status."""
-    first_step, measured_from = run.step, 0.0
+    first_step, measured_from, log = run.step, 0.0, None
+    if settings.tracker is not None:
+        from localgpt_core.tracking.log import RunLog
+
+        log = RunLog(settings.tracker, run)
     while True:
         if run.evaluation_due:
             settings.processes.tell("evaluate")
             loss = run.evaluate()
             report({"step": run.step, "val_loss": loss})
+            if log is not None:
+                log.evaluation()
             if not math.isfinite(loss):
                 return "diverged"
             if settings.checkpoint is not None and run.step > first_step:
                 _save_or_warn(run, Path(settings.checkpoint))
         if run.diagnosis_due:
             run.diagnose()
+            if log is not None:
+                log.diagnosis()
         if run.step == run.config.steps:
             return "finished"
         if interrupted.is_set():
@@ -158,6 +167,8 @@ def _advance_to_the_end(
         point = run.advance()
         if point is not None:
             report({"step": run.step, "train_loss": point})
+            if log is not None:
+                log.point()
             if not math.isfinite(point):
                 return "diverged"
         needed_s = 0.0

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from localgpt_core.common.validation import Refusal, require, require_integer
 from localgpt_core.parallel.parts import Split
 from localgpt_core.parallel.processes import ALONE, Processes
 from localgpt_core.rules.base import LARGEST_SIZE
+
+if TYPE_CHECKING:
+    from localgpt_core.tracking import Tracker
 
 __all__ = ["Report", "RunSettings", "select_device"]
 
@@ -56,6 +60,9 @@ class RunSettings:
             batch that no memory holds gives the same run, up to rounding. Like threads and processes this is
             no part of what is asked of a run: its digest is the same, its checkpoint goes on with any number.
         processes: Those that make the run, see `localgpt_core.parallel`. This one leads; the others `follow`.
+        tracker: Who else is told what is measured, see `localgpt_core.tracking`; it is guarded here, so that
+            its failure costs no run. `train` logs to it; `localgpt_core.experiments.execution.execute`, which
+            knows the run's name, also starts and finishes it.
 
     Raises:
         ValueError: For a device that is not there, or a number out of its range.
@@ -70,6 +77,7 @@ class RunSettings:
     diagnose_every: int = 0
     accumulate: int = 1
     processes: Processes = ALONE
+    tracker: "Tracker | None" = None
 
     def __post_init__(self) -> None:
         select_device(str(self.device))
@@ -77,6 +85,10 @@ class RunSettings:
         require_integer("accumulate", self.accumulate, 1, LARGEST_SIZE)
         if self.threads is not None:
             require_integer("threads", self.threads, 1, MOST_THREADS)
+        if self.tracker is not None:
+            from localgpt_core.tracking.tracker import Guarded
+
+            object.__setattr__(self, "tracker", Guarded.of(self.tracker))
 
     @classmethod
     def given(cls, settings: "RunSettings | None", fields: dict[str, object]) -> "RunSettings":

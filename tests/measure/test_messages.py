@@ -32,12 +32,40 @@ CASES = [
     ({"method": "dfa", "dfa_granularity": "sublayer"}, (192, 0, 112)),
     ({"method": "dfa", "dfa_granularity": "block"}, (192, 0, 112)),
     ({"method": "dfa", "dfa_granularity": "block", "subspace_rank": 4}, (64, 0, 112)),
+    (
+        {"method": "dfa", "dfa_granularity": "block", "dfa_source": "head"},
+        (192, 0, 112),
+    ),  # 7 are fewer than 12
+    ({"method": "dfa", "dfa_granularity": "block", "fa_grape": True}, (192, 0, 112, 192)),
+    ({"method": "dfa", "dfa_granularity": "block", "fa_grape": True, "resid_topk": 3}, (56, 0, 112, 48)),
+    ({"method": "fa", "fa_grape": True}, (192, 192, 0)),  # probes stay in their layer
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), CASES, ids=str)
 def test_bits_by_hand(options, expected):
     assert stage_message(LocalGPTConfig(**SIZES, **options), 0) == StageMessage(*expected)
+
+
+def test_an_error_that_all_multiply_by_the_head_is_sent_multiplied_if_that_is_narrower():
+    direct = {"method": "dfa", "dfa_granularity": "block", "dfa_source": "head"}
+    config = LocalGPTConfig(**{**SIZES, "vocab_size": 100}, **direct)
+    assert stage_message(config, 0).broadcast == 16 * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"resid_topk": 3}, (3 * 32 + 8, 96, 0)),
+        ({"vq_codes": 1000}, (10 + 32, 384, 0)),
+        ({"resid_bits": 8}, (12 * 8 + 32, 384, 0)),
+        ({"subspace_rank": 4, "subspace_mode": "constrain"}, (128 + 3, 384, 0)),
+        ({"method": "dfa"}, (384, 384, 224)),
+    ],
+    ids=str,
+)
+def test_numbers_may_have_other_bits(options, expected):
+    assert stage_message(LocalGPTConfig(**SIZES, **options), 0, bits=32) == StageMessage(*expected)
 
 
 def test_only_the_boundaries_with_a_bottleneck_are_narrow():
@@ -63,3 +91,5 @@ def test_no_bottleneck_narrows_another_boundary(options, narrow):
 def test_the_block_is_checked():
     with pytest.raises(ValueError, match="block=2: must be an integer of at least 0 and at most 1"):
         stage_message(LocalGPTConfig(**SIZES), 2)
+    with pytest.raises(ValueError, match="bits=0: must be an integer of at least 1"):
+        stage_message(LocalGPTConfig(**SIZES), 0, bits=0)

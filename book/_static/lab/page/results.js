@@ -32,7 +32,8 @@ lab.define("results", (need) => {
       Object.assign(this, {loss, cosine, angles});
       this.note = make("p", {class: "lab-note"});
       anglesFigure.append(this.note);
-      this.samples = [0, 1].map((i) => make("pre", {class: `lab-sample lab-${i}`, tabindex: 0}));
+      const sample = (i) => make("pre", {class: `lab-sample lab-${i}`, role: "region", tabindex: 0});
+      this.samples = [0, 1].map(sample);
       this.names = [0, 1].map((i) => make("figcaption", {}));
       const written =
         this.samples.map((sample, i) => make("figure", {class: "lab-figure"}, this.names[i], sample));
