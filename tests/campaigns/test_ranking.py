@@ -156,9 +156,8 @@ def test_a_rate_of_which_one_run_did_not_finish_here_has_no_loss(searched, chang
 
 def test_the_books_ranking_names_what_there_is_and_its_search_brackets_every_suites_rate():
     stages = read_ranking(BOOK / "campaign.toml")
-    assert stages[0].suite.name == "gpu-rates" and [arm.name for arm in stages[1].suite.arms] == [
-        "bp softmax"
-    ]
+    assert stages[0].suite.name == "gpu-rates"
+    assert (stages[1].suite.name, stages[1].suite.arms[0].name) == ("gpu", "bp softmax")  # for chapter 01
     for stage in stages:
         if stage.search and stage.rate_of is None:
             for arm in stage.suite.arms:

@@ -224,7 +224,7 @@ def test_every_recorded_run_of_the_book_is_read():
     assert len(records) >= 390 and problems == []
 
 
-@pytest.mark.parametrize("suite", sorted(path.name for path in RECORDS.iterdir() if path.name != "gpu"))
+@pytest.mark.parametrize("suite", sorted(path.name for path in RECORDS.iterdir() if path.name[:3] != "gpu"))
 def test_parameters_and_work_of_the_books_records_are_those_of_their_spec(suite):
     record = next(iter(load_records(RECORDS / suite).values()))
     spec = record.run_spec

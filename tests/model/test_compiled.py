@@ -215,7 +215,7 @@ class Wrong(torch.nn.Module):
 @pytest.mark.parametrize("factor", [0.0, 0.9, -1.0, torch.nan])
 def test_a_run_is_refused_where_the_compiler_has_other_gradients(factor, monkeypatch, tmp_path):
     name = "blocks.0.ln1.weight"
-    monkeypatch.setattr(run_state, "compiled", lambda model: Wrong(model, name, factor))
+    monkeypatch.setattr(run_state, "compiled", lambda model, replayed: Wrong(model, name, factor))
     corpus = toy_corpus()
     spec = RunSpec(toy_model(), toy_train(compile=True), corpus.name, corpus.sha256)
     with pytest.raises(ValueError, match=rf"compile=True: gives {name} a gradient that is off by"):
@@ -224,7 +224,7 @@ def test_a_run_is_refused_where_the_compiler_has_other_gradients(factor, monkeyp
 
 
 def test_winners_in_half_precision_may_be_others(monkeypatch):
-    monkeypatch.setattr(run_state, "compiled", lambda model: Wrong(model, "head.weight", 1.5))
+    monkeypatch.setattr(run_state, "compiled", lambda model, replayed: Wrong(model, "head.weight", 1.5))
     config = toy_train(compile=True, precision="bfloat16")
     RunState(toy_model(mlp_topk=9), config, toy_corpus(), torch.device("cpu"))
     with pytest.raises(ValueError, match="gives head.weight a gradient that is off by 0.5"):
@@ -232,7 +232,7 @@ def test_winners_in_half_precision_may_be_others(monkeypatch):
 
 
 def test_what_is_rounded_otherwise_is_accepted(monkeypatch):
-    monkeypatch.setattr(run_state, "compiled", lambda model: Wrong(model, "head.weight", 1.01))
+    monkeypatch.setattr(run_state, "compiled", lambda model, replayed: Wrong(model, "head.weight", 1.01))
     run = RunState(toy_model(), toy_train(compile=True), toy_corpus(), torch.device("cpu"))
     assert all(parameter.grad is None for parameter in run.model.parameters())
     with pytest.raises(ValueError, match="off by 0.01 of its size, and may be by 1e-06"):
