@@ -65,8 +65,8 @@ def jvp_estimates(
     ``forward()`` returns the logits (..., V) of ``model``. The input of a place is (..., in), or (..., T, in)
     with further tokens; those of all its calls count alike. The noise depends on ``key`` and the order of the
     calls only. Estimates are taken in float32 at least, whose products a GPU rounds as TF32: the noise of the
-    estimate is far larger. Where ``forward`` is that of a ``part`` of a batch,
-    the noise is that of its rows, and the result is what it adds to the estimate of the whole.
+    estimate is far larger. Where ``forward`` is that of a ``part`` of a batch, the noise is that of its rows,
+    and the result is what it adds to the estimate of the whole.
 
     Raises:
         ValueError: If the pass overflows float16, if the tokens of a place do not begin with those of the

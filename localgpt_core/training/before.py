@@ -76,10 +76,8 @@ def check_compiled(
     """
     with evaluation_mode(model) if model.config.dropout else nullcontext():
         exact = _gradients(model, model, config, idx, targets)
-        for _ in range(2 if idx.is_cuda else 0):
-            _gradients(
-                model, stepped, config, idx, targets
-            )  # tried, then recorded: replayed is the third call
+        for _ in range(2 if idx.is_cuda else 0):  # tried, then recorded: only the third call is a replay
+            _gradients(model, stepped, config, idx, targets)
         found = _gradients(model, stepped, config, idx, targets)
     most = MOST_OFF[config.precision]
     if config.precision == "bfloat16" and (model.config.mlp_topk or model.config.narrows_stream):
