@@ -65,11 +65,17 @@ def align_to_weight(
     torch.addmm(feedback, direction.T, probes, out=feedback)
 
 
-def basis_by_cholesky(probes: Tensor) -> Tensor:
-    """Return an orthonormal basis (in x n) of the span of Gaussian ``probes`` (in x n), n <= in / 2.
+def orthonormal(probes: Tensor) -> Tensor:
+    """Return an orthonormal basis (in x n) of the span of Gaussian ``probes`` (in x n).
 
-    So few are far from dependent, and the basis is as good as that of QR, for which a GPU takes 50 launches.
+    On a GPU, which takes 50 launches for QR, Cholesky's where n <= in / 2: so few are far from dependent.
     """
+    few = 2 * probes.shape[1] <= probes.shape[0]
+    return basis_by_cholesky(probes) if few and probes.is_cuda else torch.linalg.qr(probes).Q
+
+
+def basis_by_cholesky(probes: Tensor) -> Tensor:
+    """Return an orthonormal basis (in x n) of the span of ``probes`` (in x n), far from dependent."""
     lower = torch.linalg.cholesky_ex(probes.T @ probes).L
     return torch.linalg.solve_triangular(lower, probes.T, upper=False).T
 
@@ -88,7 +94,6 @@ def project_to_weight(
     shape = (in_features, min(n_probe, in_features))
     probes = torch.randn(shape, generator=generator, device=weight.device, dtype=weight.dtype)
     # Orthonormal probes of the same span: v v^T is then the identity and needs no inverse.
-    few = probes.is_cuda and 2 * probes.shape[1] <= in_features
-    directions = basis_by_cholesky(probes) if few else torch.linalg.qr(probes).Q
+    directions = orthonormal(probes)
     missing = weight @ directions - feedback @ directions
     torch.addmm(feedback, missing, directions.T, alpha=lr, out=feedback)
