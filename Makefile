@@ -87,7 +87,7 @@ fuzz: $(READY)  ## damaged files and odd commands, ten thousand cases
 
 # The unit tests kill each victim once. Its bound on what may go on afterwards is for an idle machine.
 kills: $(READY)  ## suites killed at random moments, fifty times each
-	@LOCALGPT_KILLS=50 $(BIN)/python -m pytest -q -n $(JOBS) --timeout 3600 tests/kills
+	@LOCALGPT_KILLS=50 $(BIN)/python -m pytest -q -n $(JOBS) --timeout 3600 tests/kills tests/engines/test_ray.py -k kill
 
 # Not part of `test`: it takes the better part of an hour. ARGS="--only layers" and more: see the script.
 mutants: $(READY)  ## change the package in many places, one at a time, and list what no test notices

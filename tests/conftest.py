@@ -38,7 +38,7 @@ def pytest_configure(config):
 
 
 BASE = os.environ.get("LOCALGPT_TESTS") == "base"
-OWN = "localgpt_core|filelock|numpy|safetensors|torch|tqdm|typer"  # what no machine goes without
+OWN = "localgpt_core|filelock|numpy|rich|safetensors|torch|tqdm|typer"  # what no machine goes without
 MISSING = re.compile(rf"E +ModuleNotFoundError: No module named '(?!(?:{OWN})\b)(\w+)[\w.]*'\s*\Z")
 
 

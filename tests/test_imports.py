@@ -36,6 +36,7 @@ pipelines tracking
 training
 records
 experiments
+engines
 bench
 campaigns
 evidence

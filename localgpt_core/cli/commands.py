@@ -1,4 +1,4 @@
-"""The command line, from train to import.
+"""The command line: one file for each kind of command, and here those that are of no kind.
 
 An error is one line on stderr, and the exit status says whose it is, see ``localgpt --help``.
 """

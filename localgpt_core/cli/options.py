@@ -26,15 +26,22 @@ __all__ = [
     "BOOK_RECORDS",
     "CORPUS_HELP",
     "Accumulate",
+    "Address",
     "CorpusName",
     "Device",
+    "DryRun",
+    "Engine",
+    "GpuShare",
+    "NewRecords",
     "OtherCorpus",
     "OtherPreset",
     "Overwrite",
     "Preset",
     "ProfileInstead",
     "Records",
+    "Retries",
     "RowsFile",
+    "Sbatch",
     "Threads",
     "TraceFolder",
     "Track",
@@ -63,6 +70,9 @@ Accumulate = Annotated[
 ]
 Records = Annotated[Path, typer.Option(help="folder with all records")]
 BOOK_RECORDS = Path("book/records")
+NewRecords = Annotated[
+    Path | None, typer.Option("--out", help="folder for new records", show_default="RECORDS/SUITE")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is already there")]
 RowsFile = Annotated[
     Path | None, typer.Option(help="JSON file to write the rows to as well", show_default="none")
@@ -82,6 +92,51 @@ TRACK_HELP = (
     "a module that is called as Weights & Biases is, MODULE[:PROJECT], such as wandb or trackio"
 )
 Track = Annotated[str | None, typer.Option("--track", help=TRACK_HELP, show_default="nobody")]
+
+ON_A_CLUSTER = "On a cluster"
+ENGINE_HELP = (
+    "who makes the runs: local, this machine; ray, the tasks of a Ray cluster, which begin again where a "
+    "machine is gone; slurm, an array of jobs"
+)
+Engine = Annotated[str, typer.Option(help=ENGINE_HELP, rich_help_panel=ON_A_CLUSTER)]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="ray: a cluster that is there, HOST:PORT or auto",
+        show_default="one on this machine, which ends with the command",
+        rich_help_panel=ON_A_CLUSTER,
+    ),
+]
+GpuShare = Annotated[
+    float | None,
+    typer.Option(
+        help="ray: share of a GPU that a run takes on cuda", show_default="1", rich_help_panel=ON_A_CLUSTER
+    ),
+]
+Retries = Annotated[
+    int | None,
+    typer.Option(
+        help="ray: how often a run is begun again whose process or machine is gone",
+        show_default="10",
+        rich_help_panel=ON_A_CLUSTER,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="slurm: print the script instead of handing it to sbatch",
+        rich_help_panel=ON_A_CLUSTER,
+    ),
+]
+Sbatch = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="slurm: an option of sbatch, such as --sbatch=--partition=gpu; repeatable",
+        show_default="none",
+        rich_help_panel=ON_A_CLUSTER,
+    ),
+]
 
 
 def text_of(name: str, corpus: Corpus) -> Corpus:

@@ -1,16 +1,22 @@
-"""The commands that make the runs of suites: run, campaign."""
+"""The commands that make the runs of suites, and say how far they are: run, status, campaign."""
 
+import math
 import os
+import sys
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from localgpt_core.cli import options
 from localgpt_core.cli.options import (
     BOOK_RECORDS,
     Accumulate,
     Device,
+    NewRecords,
     OtherCorpus,
     OtherPreset,
     Records,
@@ -22,7 +28,7 @@ from localgpt_core.cli.options import (
 )
 from localgpt_core.cli.streams import announced, interrupt_at_the_end_of_stdin, progress, starting, tell
 from localgpt_core.common.files import LONGEST_INTEGER
-from localgpt_core.common.validation import require, require_integer
+from localgpt_core.common.validation import require, require_choice, require_integer
 
 __all__ = ["commands"]
 
@@ -39,17 +45,23 @@ def run(
     suite: Annotated[Path, typer.Argument(help="TOML file of a suite, such as book/suites/baseline.toml")],
     preset: OtherPreset = None,
     device: Device = "cpu",
-    jobs: Annotated[int, typer.Option(help="number of runs side by side")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="number of runs side by side", show_default="1; with ray and slurm as many as find room"
+        ),
+    ] = None,
     threads: Threads = 1,
     accumulate: Accumulate = 1,
     time_budget: Annotated[
         float | None,
-        typer.Option(help="seconds; then the run of that moment is left unfinished", show_default="no limit"),
+        typer.Option(
+            help="seconds; then the run of that moment is left unfinished. With slurm those of each job",
+            show_default="no limit",
+        ),
     ] = None,
     records: Records = BOOK_RECORDS,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for new records", show_default="RECORDS/SUITE")
-    ] = None,
+    out: NewRecords = None,
     corpus: OtherCorpus = None,
     track: Track = None,
     only: Annotated[
@@ -58,6 +70,12 @@ def run(
             help="digest of a run to make if it is not yet recorded; repeatable", show_default="all of them"
         ),
     ] = None,
+    engine: options.Engine = "local",
+    address: options.Address = None,
+    gpu_share: options.GpuShare = None,
+    retries: options.Retries = None,
+    dry_run: options.DryRun = False,
+    sbatch: options.Sbatch = None,
     stop_with_stdin: Annotated[
         bool, typer.Option("--stop-with-stdin", hidden=True, help="stop as after Ctrl-C when stdin ends")
     ] = False,
@@ -71,19 +89,35 @@ def run(
         interrupt_at_the_end_of_stdin()
     with starting():
         from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.engines import ENGINES, array_script, ray_runs, submit, watching
         from localgpt_core.experiments.processes import STATUSES
         from localgpt_core.experiments.scheduler import SuiteRun
         from localgpt_core.experiments.suites import read_suite
         from localgpt_core.parallel import launched
         from localgpt_core.training.settings import RunSettings
-    require_integer("jobs", jobs, 1, MOST_JOBS)
-    processes, allowed = launched(), "must be 1 under torchrun, whose processes share a run"
-    require(jobs == 1 or processes.count == 1, "jobs", jobs, allowed)
+
+        if engine == "ray":
+            import ray  # noqa: F401 -- refused at once where it is missing
+    require_choice("engine", engine, ENGINES)
+    of_ray = {"address": address, "gpu_share": gpu_share, "retries": retries}
+    of_ray = {name: value for name, value in of_ray.items() if value is not None}
+    of_slurm = {name: value for name, value in (("dry_run", dry_run), ("sbatch", sbatch)) if value}
+    for own, given in (("ray", of_ray), ("slurm", of_slurm)):
+        for name, value in given.items():
+            require(engine == own, name, value, f"is for --engine {own}")
+    number = jobs if jobs is not None else 1 if engine == "local" else MOST_JOBS
+    require_integer("jobs", number, 1, MOST_JOBS)
+    processes, shared = launched(), "under torchrun, whose processes share a run"
+    require(engine == "local" or processes.count == 1, "engine", engine, f"must be local {shared}")
+    require(number == 1 or processes.count == 1, "jobs", number, f"must be 1 {shared}")
     require(time_budget is None or time_budget > 0, "time_budget", time_budget, "must be positive")
-    deadline = float("inf") if time_budget is None else time.monotonic() + time_budget
+    deadline = time.monotonic() + (time_budget or math.inf)
     parts = {"accumulate": accumulate, "processes": processes}
+    if engine != "local":
+        require_choice("device", device, ("cpu", "cuda"))
+    far = engine == "slurm" or address is not None  # the devices of this machine say nothing of those
     more = {"deadline": deadline, "tracker": tracker_named(track)}
-    settings = RunSettings(device=device, threads=threads, **more, **parts)
+    settings = RunSettings(device="cpu" if far else device, threads=threads, **more, **parts)
     plan = read_suite(suite)
     text = load_corpus(corpus or plan.corpus)
     if not only:  # runs side by side are asked for one by one, and need not all say it
@@ -91,11 +125,54 @@ def run(
     folder = out or records / plan.name
     show = announced if only else progress  # runs side by side are asked for one by one
     suite_run = SuiteRun(plan, text, records, folder, settings, preset, corpus or plan.corpus, show)
-    outcome = suite_run.make(jobs, say, only or ())
+    todo = []  # nothing is started for nothing; what is wrong with records, `make` says
+    if engine != "local":
+        todo = suite_run.ready(say if engine == "slurm" else lambda problem: None, only or ())
+    if todo and engine == "slurm":
+        limits = {"jobs": jobs, "limit_s": time_budget, "device": device, "site": sbatch or ()}
+        script = array_script(suite_run, todo, **limits)
+        print(script if dry_run else submit(script), end="" if dry_run else "\n")
+        raise typer.Exit
+    with ExitStack() as stack:
+        if todo and engine == "ray":
+            begin = stack.enter_context(ray_runs(suite_run, say, jobs=jobs, device=device, **of_ray))
+            suite_run = replace(suite_run, begin=begin)
+        if suite_run.begin is not None or number > 1:
+            on_terminal = sys.stderr is not None and sys.stderr.isatty()
+            suite_run = replace(suite_run, hear=say if on_terminal else None)
+            stack.enter_context(watching(suite_run, sys.stderr, say))
+        outcome = suite_run.make(number, say, only or ())
     if not only:
         to_go_on = "complete" if outcome == "complete" else "not complete; start it again to go on"
         tell(f"{plan.name}: {to_go_on}")
     raise typer.Exit(STATUSES[outcome])
+
+
+@commands.command()
+def status(
+    suite: Annotated[Path, typer.Argument(help="TOML file of a suite")],
+    preset: OtherPreset = None,
+    records: Records = BOOK_RECORDS,
+    out: NewRecords = None,
+    corpus: OtherCorpus = None,
+    watch: Annotated[bool, typer.Option("--watch", help="go on until all runs are recorded")] = False,
+) -> None:
+    """Say how far the runs of a suite are, whoever makes them: step, loss, speed, time left."""
+    with starting():
+        from localgpt_core.corpus.corpus import load_corpus
+        from localgpt_core.engines import EVERY_S, Watch, screen, summary, table
+        from localgpt_core.experiments.making import RunMaker
+        from localgpt_core.experiments.suites import read_suite
+    plan = read_suite(suite)
+    text = load_corpus(corpus or plan.corpus)
+    watched = Watch(RunMaker(plan, text, records, out or records / plan.name, preset=preset))
+    states = watched.look()
+    with screen(sys.stdout, print) as show:
+        while watch and not watched.is_over:
+            show(states)
+            time.sleep(EVERY_S)
+            states = watched.look()
+    print(f"{table(states)}\n{summary(states)}")
 
 
 @commands.command()

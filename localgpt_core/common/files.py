@@ -11,7 +11,8 @@ import re
 import socket
 import stat
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "LARGEST_TEXT",
     "LONGEST_INTEGER",
     "atomic_write",
+    "mark",
     "parse_json",
     "read_regular",
     "require_writable",
@@ -109,6 +111,22 @@ def sweep(folder: str | os.PathLike[str]) -> None:
             if found and not _is_alive(int(found[1])):
                 with suppress(OSError):
                     os.unlink(entry)
+
+
+@contextmanager
+def mark(folder: Path) -> Iterator[Path]:
+    """Yield an empty file of this process in ``folder``, which is there until the ``with`` block ends.
+
+    Who sees it sees the same folder. `sweep` removes that of a process that was killed.
+    """
+    path = _temporary(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

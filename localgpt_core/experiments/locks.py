@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["UNFINISHED", "claim", "lock_of"]
+__all__ = ["UNFINISHED", "claim", "is_held", "lock_of"]
 
 UNFINISHED = ".unfinished"  # hidden: no record, see `localgpt_core.records.load_records`
 
@@ -33,6 +33,18 @@ def claim(digest: str, out: Path, records: Path) -> Iterator[bool]:
         yield _lock(lock_of(digest, out), held) and (
             not records.is_dir() or records.samefile(out) or _lock(lock_of(digest, records), held)
         )
+
+
+def is_held(digest: str, *folders: Path) -> bool:
+    """Return whether a process is making the run ``digest`` in one of ``folders``.
+
+    What a killed process has left is no lock, and is removed.
+    """
+    for path in (lock_of(digest, folder) for folder in folders):
+        with ExitStack() as held:
+            if path.exists() and not _lock(path, held):
+                return True
+    return False
 
 
 def _lock(path: Path, held: ExitStack) -> bool:

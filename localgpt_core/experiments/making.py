@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from localgpt_core.common.files import require_writable
 from localgpt_core.common.validation import Refusal, require
@@ -16,10 +17,33 @@ from localgpt_core.records import RunRecord, load_records
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import Report, RunSettings
 
-__all__ = ["RunMaker", "Say", "missing_runs", "title_of"]
+__all__ = ["Begun", "RunMaker", "Say", "missing_runs", "title_of"]
 
 Say = Callable[[str], None]
 Show = Callable[[int, str, int], AbstractContextManager[Report]]
+
+
+class Begun(Protocol):
+    """A run that is being made elsewhere, as the scheduler sees it.
+
+    Attributes:
+        run: The run.
+        seconds: How long it has taken.
+        problem: What is to be said of one that did not end by itself, or nothing.
+    """
+
+    run: PlannedRun
+    seconds: float
+    problem: str
+
+    def outcome(self) -> str | None:
+        """Return one of the words of `SuiteRun.make` once the run has ended, None before."""
+
+    def stop(self) -> None:
+        """Let the run stop as after Ctrl-C."""
+
+    def wait(self) -> None:
+        """Return when the run has ended."""
 
 
 def missing_runs(planned: list[PlannedRun], records: dict[str, RunRecord]) -> list[PlannedRun]:
@@ -58,6 +82,8 @@ class RunMaker:
             from, whose ``with`` block yields a `Report`; None leaves that to ``settings``.
         corpus_name: What the corpus was loaded by, for the processes of runs side by side; None: the suite's.
         ended: Called with a run and its outcome, one of the words of `make`, as soon as the run has ended.
+        begin: What begins a run, and hands on its words; None: a process of this machine.
+        hear: Called with each line that the process of a run says; None: it says them itself.
         fits: Whether a run may begin with so many seconds left; None: if the longest one so far would end.
     """
 
@@ -70,6 +96,8 @@ class RunMaker:
     corpus_name: str | None = None
     show: Show | None = None
     ended: Callable[[PlannedRun, str], None] | None = None
+    begin: Callable[[PlannedRun, Say], Begun] | None = None
+    hear: Say | None = None
     fits: Callable[[PlannedRun, float], bool] | None = None
 
     def planned(self) -> dict[str, PlannedRun]:
@@ -117,7 +145,7 @@ class RunMaker:
                 return "failed"
 
     def _make(self, run: PlannedRun, say: Say) -> str:
-        checkpoint, done = self._checkpoint(run.spec.digest), self._goes_on_from(run, say)
+        checkpoint, done = self.checkpoint(run.spec.digest), self._goes_on_from(run, say)
         more = {"diagnose_every": run.arm.diagnose_every, "checkpoint": checkpoint}
         more["resume"] = done is not None
         show = self.show(run.spec.train.steps, title_of(run), done or 0) if self.show else nullcontext()
@@ -150,24 +178,25 @@ class RunMaker:
         """Raise ValueError, or OSError, unless the record of ``run`` can be written now."""
         require_writable("out", self.out / f"{run.spec.digest}.json")
 
-    def _checkpoint(self, digest: str) -> Path:
+    def checkpoint(self, digest: str) -> Path:
+        """Return the file that an unfinished run leaves its state in, at every evaluation."""
         return self.out / UNFINISHED / f"{digest}.safetensors"
 
     def forget(self, digest: str) -> None:
         """Remove what a process that was killed has left of a run that is recorded now."""
         locks = [lock_of(digest, folder) for folder in (self.out, self.records)]
-        if any(path.exists() for path in (self._checkpoint(digest), *locks)):
+        if any(path.exists() for path in (self.checkpoint(digest), *locks)):
             with claim(digest, self.out, self.records) as mine:
                 if mine:
                     self._drop_checkpoint(digest)
 
     def _drop_checkpoint(self, digest: str) -> None:
         with suppress(OSError):
-            self._checkpoint(digest).unlink(missing_ok=True)
+            self.checkpoint(digest).unlink(missing_ok=True)
 
     def _goes_on_from(self, run: PlannedRun, say: Say) -> int | None:
         """Return the step of the checkpoint of ``run``, None without one; one that is of no use is named."""
-        path = self._checkpoint(run.spec.digest)
+        path = self.checkpoint(run.spec.digest)
         if not path.exists():
             return None
         try:

@@ -8,7 +8,9 @@ the pipe.
 
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from localgpt_core.experiments.suites import PlannedRun
@@ -17,18 +19,32 @@ __all__ = ["STATUSES", "RunProcess"]
 
 # What the process of a run, or of a suite, says by its exit status, see `localgpt_core.cli`.
 STATUSES = {"complete": 0, "failed": 1, "out_of_time": 3, "elsewhere": 4, "interrupted": 130}
+LAST_WORDS_S = 5.0
 OUTCOMES = {status: word for word, status in STATUSES.items()}
 
 
 class RunProcess:
-    """The process that makes ``run``, started with ``options`` of `localgpt run` behind its suite."""
+    """The process that makes ``run``, started with ``options`` of `localgpt run` behind its suite.
 
-    def __init__(self, run: PlannedRun, suite: str, *options: str) -> None:
-        self.run, self.started = run, time.monotonic()
+    What it says goes to this process's stderr, or line by line to ``hear``.
+    """
+
+    def __init__(
+        self, run: PlannedRun, suite: str, *options: str, hear: Callable[[str], None] | None = None
+    ) -> None:
+        self.run, self.started, self.listener = run, time.monotonic(), None
         command = [sys.executable, "-m", "localgpt_core", "run", suite, "--only", run.spec.digest]
+        pipes = {"stdin": subprocess.PIPE} | ({} if hear is None else {"stderr": subprocess.PIPE})
         self.process = subprocess.Popen(
-            [*command, *options, "--stop-with-stdin"], stdin=subprocess.PIPE, start_new_session=True
+            [*command, *options, "--stop-with-stdin"], start_new_session=True, **pipes
         )
+        if hear is not None:
+            self.listener = threading.Thread(target=self._listen, args=(hear,), daemon=True)
+            self.listener.start()
+
+    def _listen(self, hear: Callable[[str], None]) -> None:
+        for line in self.process.stderr:
+            hear(line.decode(errors="replace").rstrip())
 
     @property
     def seconds(self) -> float:
@@ -41,6 +57,7 @@ class RunProcess:
         if status is None:
             return None
         self.stop()
+        self.wait()
         return OUTCOMES.get(status, "failed")
 
     @property
@@ -55,5 +72,7 @@ class RunProcess:
             self.process.stdin.close()
 
     def wait(self) -> None:
-        """Return when the process has ended."""
+        """Return when the process has ended, and all that it said is heard."""
         self.process.wait()
+        if self.listener is not None:
+            self.listener.join(LAST_WORDS_S)

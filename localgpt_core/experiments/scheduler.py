@@ -4,6 +4,9 @@ Every run writes its own record the moment it ends, atomically, so that nothing 
 that is stopped, or killed, leaves its last checkpoint in a hidden folder below that of the new records, and
 goes on from there the next time, bit for bit. Several processes may work on the same records: a run that one
 of them makes, the others leave alone, and wait for at the end.
+
+The loop is smaller than one on `concurrent.futures`, whose pool breaks as a whole when one of its processes
+dies, and knows nothing of runs that others are making.
 """
 
 import math
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 from localgpt_core.common.files import sweep
 from localgpt_core.common.validation import Refusal
 from localgpt_core.experiments.locks import UNFINISHED
-from localgpt_core.experiments.making import RunMaker, Say, missing_runs, title_of
+from localgpt_core.experiments.making import Begun, RunMaker, Say, missing_runs, title_of
 from localgpt_core.experiments.processes import RunProcess
 from localgpt_core.experiments.suites import PlannedRun
 from localgpt_core.training.before import check_corpus
@@ -48,13 +51,7 @@ class SuiteRun(RunMaker):
                 folder that cannot be written; before the first run.
             OSError: As soon as a record cannot be written; what runs side by side is stopped.
         """
-        todo = self.todo(say, only)
-        for run in todo:
-            try:
-                check_corpus(run.spec.model, run.spec.train, run.corpus)
-            except Refusal as error:
-                raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
-            self.require_writable(run)
+        todo = self.ready(say, only)
         sweep(self.out)
         sweep(self.out / UNFINISHED)
         if not only:
@@ -68,9 +65,20 @@ class SuiteRun(RunMaker):
         reasons = ("interrupted", "failed", "out_of_time", "elsewhere")
         return next((word for word in reasons if word in outcomes), "failed")
 
+    def ready(self, say: Say, only: Sequence[str] = ()) -> list[PlannedRun]:
+        """Return the runs that are missing, each of which can be made; raises what `make` does before it."""
+        todo = self.todo(say, only)
+        for run in todo:
+            try:
+                check_corpus(run.spec.model, run.spec.train, run.corpus)
+            except Refusal as error:
+                raise Refusal(f"suite {self.suite.path}, arm {run.arm.name!r}: {error}") from None
+            self.require_writable(run)
+        return todo
+
     def _work(self, waiting: list[PlannedRun], jobs: int, say: Say, waits: bool) -> list[str]:
         """Make the runs ``waiting``, ``jobs`` at a time, and return what became of them."""
-        running: list[RunProcess | RunHere] = []
+        running: list[Begun] = []
         outcomes, longest_s, told = [], 0.0, False
         try:
             while waiting or running:
@@ -86,7 +94,7 @@ class SuiteRun(RunMaker):
                     waiting[:] = [run for run in waiting if run not in late]
                     outcomes.append("out_of_time")
                 while len(running) < jobs and (run := self._take(waiting)):
-                    running.append(self._start(run) if jobs > 1 else RunHere(self, run, say))
+                    running.append(self._begun(run, jobs, say))
                 if waiting and not running and not waits:
                     return [*outcomes, "elsewhere"]
                 if waiting and not running and not told:
@@ -126,7 +134,12 @@ class SuiteRun(RunMaker):
                         return run
         return None
 
-    def _ended(self, process: "RunProcess | RunHere", say: Say) -> str:
+    def _begun(self, run: PlannedRun, jobs: int, say: Say) -> Begun:
+        if self.begin is not None:
+            return self.begin(run, say)
+        return self._start(run) if jobs > 1 else RunHere(self, run, say)
+
+    def _ended(self, process: Begun, say: Say) -> str:
         """Return what became of a run whose process has ended."""
         outcome, problem = process.outcome(), process.problem
         if outcome == "complete" and self.missing([process.run]):
@@ -136,17 +149,23 @@ class SuiteRun(RunMaker):
         return outcome
 
     def _start(self, run: PlannedRun) -> RunProcess:
+        options = self.options()
+        if math.isfinite(self.settings.deadline):
+            options += ["--time-budget", f"{max(0.0, self.settings.deadline - time.monotonic()):.1f}"]
+        return RunProcess(run, str(self.suite.path), *options, hear=self.hear)
+
+    def options(self, device: str = "") -> list[str]:
+        """Return the options of `localgpt run` by which a process makes runs as this one does.
+
+        ``device`` is that of a machine which has another one than this.
+        """
         options = ["--out", self.out, "--records", self.records]
         options += ["--corpus", self.corpus_name or self.suite.corpus]
-        options += ["--device", self.settings.device, "--threads", self.settings.threads or 1]
+        options += ["--device", device or self.settings.device, "--threads", self.settings.threads or 1]
         options += ["--accumulate", self.settings.accumulate]
         if self.settings.tracker is not None:
             options += ["--track", self.settings.tracker]
-        if self.preset:
-            options += ["--preset", self.preset]
-        if math.isfinite(self.settings.deadline):
-            options += ["--time-budget", f"{max(0.0, self.settings.deadline - time.monotonic()):.1f}"]
-        return RunProcess(run, str(self.suite.path), *map(str, options))
+        return [*map(str, options), *(["--preset", self.preset] if self.preset else [])]
 
 
 class RunHere:

@@ -21,7 +21,9 @@ from localgpt_core.config import PRESETS, LocalGPTConfig, TrainConfig
 from localgpt_core.rules import RULES
 
 ROOT = Path(localgpt_core.__file__).parents[1]
-COMMANDS = "train run campaign table claims figure verify export import plot sample corpus bench".split()
+COMMANDS = (
+    "train run status campaign table claims figure verify export import plot sample corpus bench".split()
+)
 
 
 @pytest.fixture
