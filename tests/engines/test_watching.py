@@ -167,7 +167,7 @@ def test_runs_side_by_side_are_a_live_table_on_a_terminal(maker):
         [*map(str, command), "--jobs", "2"],
         stdout=subprocess.PIPE,
         stderr=end,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "160", "LINES": "24"},
         start_new_session=True,
     )
     os.close(end)
