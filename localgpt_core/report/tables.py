@@ -52,8 +52,13 @@ __all__ = [
 SOLVED = 0.95  # of the answers, above which a run has solved its task
 OF_RUN = ("seed", "status", "final_val_loss", "best_val_loss", "digest", "final_val_accuracy")
 TOO_FEW, DASH = "not enough runs", "\u2013"
-# A number as pages write it: 0.5, -1.2 ± 0.3 (n = 3), 45 %, 3e-4, 1,000, or that there is none.
-NUMBER = re.compile(r"[+\u2212-]?\d[\d.,]*(e[+-]?\d+)?( %)?( ± \d[\d.]*( %)?)?( \(n = \d+\))?|\u2013")
+# A number as pages write it: 0.5, -1.2 ± 0.3 (n = 3), 45 %, 1.36 (0.97), 3e-4, 1,000, 1.865 •,
+# or that there is none.
+PART = r"\d[\d.,]*(\s%)?"
+NUMBER = re.compile(
+    rf"[+\u2212-]?\d[\d.,]*(e[+-]?\d+)?(\s%)?(\s±\s{PART})?(\s\((n\s=\s)?{PART}\))?(\s\u2022)?|\u2013"
+)
+CODE = re.compile(r"`([^`]+)`")
 NEAR = {"open": "end too near to each other to tell", "not clearly apart": "are not clearly apart"}
 COLUMNS = ["arm", "label", *OF_RUN[:4], "tflops", "digest", "device", "final_val_accuracy"]
 
@@ -239,9 +244,9 @@ def in_words(own: str, other: str, ends: str, mean: float, half: float) -> str:
 def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
     """Return ``frame`` without its index for display in a notebook; ``name`` is unique on the page.
 
-    Texts are shown as they are: what looks like markup, in the name of an arm say, stays text. A column of
-    numbers is set to the right, each on one line, with real minus signs. "not enough runs" is a dash, which
-    the caption explains.
+    Texts are shown as they are: what looks like markup, in the name of an arm say, stays text. Only what
+    stands between backticks in ``caption`` is code. A column of numbers is set to the right, each on one
+    line, with real minus signs. "not enough runs" is a dash, which the caption explains.
 
     Raises:
         ValueError: If ``name`` has anything but letters, digits, ``-`` and ``_``.
@@ -253,7 +258,8 @@ def show_table(frame: pd.DataFrame, caption: str, name: str) -> HTMLTable:
     texts = frame.map(_as_text).rename(columns=_as_text)
     right = {"selector": "", "props": [("text-align", "right"), ("white-space", "nowrap")]}
     numbers = {column: [right] for column, values in texts.items() if values.map(_is_number).all()}
-    style = texts.style.hide(axis="index").set_caption(_as_text(caption)).set_uuid(name)
+    words = CODE.sub(r"<code>\1</code>", as_html(caption))
+    style = texts.style.hide(axis="index").set_caption(words).set_uuid(name)
     html = style.set_table_styles(numbers).to_html(table_attributes='class="dataframe"')
     return HTMLTable(html.replace("<th ", '<th scope="col" '))
 

@@ -163,7 +163,7 @@ def test_tables_of_hostile_records_have_our_tags_only(found):
     shown += [found.table().rename(columns={"arm": MARK})]
     for frame in shown:
         page = Tags(tables.show_table(frame, MARK, "name")._repr_html_())
-        assert page.tags <= {"style", "table", "caption", "thead", "tbody", "tr", "th", "td"}
+        assert page.tags <= {"style", "table", "caption", "code", "thead", "tbody", "tr", "th", "td"}
         assert any("](javascript:b)" in text for text in page.texts)
     with pytest.raises(ValueError, match="name='a b': must be letters"):
         tables.show_table(found.table(), "caption", "a b")

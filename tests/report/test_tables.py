@@ -230,7 +230,19 @@ def test_numbers_in_a_table_stand_to_the_right_with_real_minus_signs():
     assert page.style.text.count("text-align: right") == 3
 
 
-@pytest.mark.parametrize("text", ["1,000", "3e-4", "0.5", "+1.2 ± 0.1", "7 %"])
+def test_what_stands_between_backticks_in_a_caption_is_code():
+    frame = pd.DataFrame({"arm": ["`bp`"], "loss": ["1.87\u00a0\u2022"]})
+    shown = BeautifulSoup(
+        tables.show_table(frame, "Suite `a<b>`, one ` alone.", "t3")._repr_html_(), "html.parser"
+    )
+    assert str(shown.caption) == "<caption>Suite <code>a&lt;b&gt;</code>, one ` alone.</caption>"
+    assert [cell.text for cell in shown.find_all("td")] == ["`bp`", "1.87\u00a0\u2022"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1,000", "3e-4", "0.5", "+1.2 ± 0.1", "7 %", "1.865\u00a0\u2022", "1.36 (0.97)", "812\u00a0(14\u00a0%)"],
+)
 def test_what_is_a_number_in_a_table(text):
     assert tables._is_number(text) and not tables._is_number(f"{text} steps") and not tables._is_number("")
 
