@@ -111,7 +111,7 @@ check-browser: $(READY)  ## the built pages in a browser: errors, accessibility,
 
 # From the root, so that a link from one page to another leads somewhere; the settings show Markdown rendered.
 lab: $(READY)  ## open the book in JupyterLab
-	@$(BIN)/jupyter lab --LabApp.app_settings_dir=book/_lab --LabApp.default_url=/lab/tree/book/intro.md
+	@$(BIN)/jupyter lab --LabApp.app_settings_dir=book/_lab --LabApp.default_url=/lab/tree/book/intro.ipynb
 
 execute: corpus  ## re-run every notebook and write its outputs in place
 	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace \
