@@ -62,6 +62,7 @@ def feedback() -> None:
         axes[1], "angles in degrees", {name: (steps, curve) for name, curve in angles.items()}, ylim=(0, 120)
     )
     axes[1].axhline(90, color="0.4", linewidth=0.9, linestyle=":")
+    axes[1].set_yticks(range(0, 121, 30))
     for ax in axes:
         ax.legend()
 
