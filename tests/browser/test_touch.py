@@ -202,7 +202,7 @@ def test_a_point_is_dragged_and_stays_where_it_is_let_go(visit, name):
     moved = handle.bounding_box()
     assert moved["x"] + moved["width"] / 2 == pytest.approx(plane["x"] + 0.7 * plane["width"], abs=2)
     assert "length" in said(page) and "After" not in said(page)  # it is back at its start
-    page.mouse.move(plane["x"], plane["y"])
+    page.mouse.move(moved["x"] + moved["width"], moved["y"], steps=3)  # still on it
     assert position(page) == pytest.approx([0.4 * reach, -0.4 * reach], abs=0.03)
     assert page.locator(HANDLE).evaluate("(one) => getComputedStyle(one).touchAction") == "none"
 
@@ -231,7 +231,8 @@ def test_three_runs_are_scrubbed_and_their_losses_hidden_until_asked(visit):
         assert row[0] == shown(dict(run["cosine"])[step]) and row[1] == shown(dict(run["stream"])[step], 1)
     assert f"Step {step}." in said(page) and "Which run" in said(page)
     page.locator(".touch-radios input").first.check()
-    page.get_by_role("button", name="Show the losses").click()
+    page.get_by_role("button", name="Show the losses").focus()
+    page.keyboard.press("Enter")
     assert page.locator(".touch-chart .touch-line").count() == lines + 3
     ends = [run["loss"][-1][1] for run in recorded["runs"]]
     assert (
@@ -241,6 +242,8 @@ def test_three_runs_are_scrubbed_and_their_losses_hidden_until_asked(visit):
     last = [max(s for s, _ in run["loss"] if s <= step) for run in recorded["runs"]]
     losses = [dict(run["loss"])[s] for run, s in zip(recorded["runs"], last, strict=True)]
     assert [row[3] for row in cells(page)] == [shown(loss) for loss in losses]
+    page.keyboard.press("Enter")  # the focus is still on the button
+    assert {row[3] for row in cells(page)} == {"?"}
 
 
 def test_it_is_light_and_no_other_page_loads_it(site):

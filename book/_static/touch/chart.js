@@ -28,8 +28,9 @@ touch.charts = (() => {
 
   // Fill `holder`. lines: [{kind, points: [[x, y]]}], of kind 0, 1, 2 or "quiet"; the mark of a line stands at its
   // last point up to x = now. title stands above, and beside it legend: [[kind, text]]; label is what the picture
-  // says; at are ticks of y; hidden, a text, stands in place of the lines.
-  function chart(holder, {title, legend = [], label, lines, range, last, log, at, hidden, now, height}) {
+  // says; at are ticks of y, of which level is dotted; hidden, a text, stands in place of the lines.
+  function chart(holder, content) {
+    const {title, legend = [], label, lines, range, last, log, at, level, hidden, now, height} = content;
     const [low, high] = range;
     const width = Math.max(220, holder.clientWidth);
     const bottom = height - BOTTOM;
@@ -50,7 +51,7 @@ touch.charts = (() => {
       right += 28 + 7 * words.length;
     }
     for (const value of hidden ? [] : at ?? ticks(low, high, 4, log)) {
-      across(value, value === 90 ? "touch-level" : "touch-grid");
+      across(value, value === level ? "touch-level" : "touch-grid");
       text({x: LEFT - 6, y: y(value) + 4, class: "touch-tick", "text-anchor": "end"}, written(value, log));
     }
     for (const step of ticks(0, last, width < 300 ? 2 : 4)) {

@@ -89,7 +89,7 @@ touch.place("feedback", (holder) => {
     });
     chart(charts[1], {
       ...size, title: "Angles", label: `Angles over steps. ${text}`,
-      legend: [[1, "W₂ to B"], [2, "eB to eW₂"]], range: [0, 120], at: [0, 30, 60, 90, 120],
+      legend: [[1, "W₂ to B"], [2, "eB to eW₂"]], range: [0, 120], at: [0, 30, 60, 90, 120], level: 90,
       lines: [{kind: 1, points: points(run, "weights")}, {kind: 2, points: points(run, "errors")}],
     });
     said.say(text, running);

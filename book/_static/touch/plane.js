@@ -1,5 +1,5 @@
-// A plane with a point that is dragged, or moved by the arrow keys, and with three that start from it and walk,
-// each by a backward pass of its own: their trails, the direction of their next steps, and their numbers.
+// A plane with a point that is dragged, or moved by the arrow keys, and three that start from it and walk, each
+// by a backward pass of its own: their trails, the direction of their next steps, and their numbers.
 "use strict";
 
 touch.plane = (() => {
@@ -56,6 +56,7 @@ touch.plane = (() => {
       const {handle, svg} = this;
       let held = false;
       handle.addEventListener("pointerdown", (event) => {
+        if (event.button !== 0) return;
         held = true;
         handle.setPointerCapture(event.pointerId);
         handle.focus();
@@ -130,7 +131,6 @@ touch.plane = (() => {
       this.numbers.replaceChildren(table("The three backward passes, now", heads, rows));
     }
 
-    // Where the next step goes: against the gradient, the longer the larger it is.
     tell(quietly = false) {
       const [p, q] = this.start.map((value) => number(value));
       this.handle.setAttribute("aria-valuenow", this.start[0]);

@@ -34,8 +34,8 @@ touch.place("runs", (holder) => {
   const numbers = make("div", {class: "touch-numbers"});
   const charts = Object.keys(QUANTITIES).map(() => make("div", {class: "touch-chart"}));
   const reveal = button("Show the losses", () => {
-    open = true;
-    reveal.disabled = true;
+    open = !open;
+    reveal.textContent = open ? "Hide the losses" : "Show the losses";
     show();
   }, "touch-main");
 
