@@ -134,16 +134,9 @@ def runs() -> None:
         for name, run in zip("ABC", found, strict=True):
             curves[f"{name}: {run['label']}"] = tuple(zip(*run[quantity], strict=True))
         log = quantity in ("stream", "gradient")
-        lines(
-            ax,
-            title,
-            {name: tuple(curve) for name, curve in curves.items()},
-            yscale="log" if log else "linear",
-        )
+        lines(ax, title, curves, yscale="log" if log else "linear")
     axes[1, 1].set_ylim(1.75, 3)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small"
-    )
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def main(folder: Path = FIGURES) -> None:

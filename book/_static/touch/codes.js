@@ -44,7 +44,7 @@ touch.place("codes", (holder) => {
   }
 
   const problem = {
-    does: "Drag h among the codes, then take steps of descent towards the star.",
+    does: "Drag h among the codes, then take steps of descent. At q: the way down there.",
     kinds: Object.keys(BACKWARDS),
     start: [-0.5, 0.7],
     rates: [0.1, 0.2, 0.4, 0.8],
