@@ -44,11 +44,21 @@ class Decision:
     verdict: str
 
     @property
-    def stated(self) -> str:
-        """The claim, its verdict and, once it is decided, d with its interval, in Markdown."""
+    def number(self) -> str:
+        """The difference with its interval and n once the claim is decided, before that n alone."""
         decided = self.verdict in VERDICTS.values()
         number = estimate(self.mean, self.half, self.n, "+") if decided else f"(n = {self.n})"
-        return f"{self.claim.says} **{self.verdict}** {number.replace('-', MINUS)}"
+        return number.replace("-", MINUS)
+
+    @property
+    def stated(self) -> str:
+        """The claim, its verdict and `number`, in Markdown."""
+        return f"{self.claim.says} **{self.verdict}** {self.number}"
+
+    @property
+    def cells(self) -> str:
+        """The same as cells of a row of a table in Markdown."""
+        return f"**{self.verdict}** | {self.number} | {self.claim.says}"
 
 
 def level_of(claim: Claim, results: SuiteResults) -> float:

@@ -122,6 +122,14 @@ def test_a_page_that_says_it_otherwise_is_named(book, said, form):
     assert line == f"chapters/03-toys.ipynb: claim toys/above: the records say: {STATED}"
 
 
+def test_a_table_may_state_a_claim_verdict_first(book):
+    rows = claims_page(book_claims(book))
+    (book / "chapters/03-toys.ipynb").write_text(page(shown(rows)))
+    assert misstated(book, book_claims(book)) == []
+    change_one(book)
+    assert len(misstated(book, book_claims(book))) == 1
+
+
 def test_a_record_changes_claim_number_and_exit_status(book, monkeypatch, capsys):
     both = {"monkeypatch": monkeypatch, "capsys": capsys}
     status, out, said = command(book, **both)
@@ -176,7 +184,8 @@ def test_the_page_has_a_row_for_every_claim(book):
     rows = claims_page(book_claims(book)).splitlines()
     assert len(rows) == 4
     link = "[03](chapters/03-toys.ipynb)"
-    assert rows[2] == f"| {STATED} | d &gt; 0 | 95.0 | `0123abc` | `toys` | {link} |".replace("&gt;", "&#62;")
+    stated = "| **holds** | +0.200 ± 0.025 (n = 3) | Feedback alignment ends above. |"
+    assert rows[2] == f"{stated} d &#62; 0 | 95.0 | `0123abc` | `toys` | {link} |"
 
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.19, "holds"), (0.21, "open")])
