@@ -45,7 +45,8 @@
     });
   }
 
-  for (const table of document.querySelectorAll("article table")) {
+  // What a page's own scripts make, they sort.
+  for (const table of document.querySelectorAll("article table:not(.explorer *, .lab *)")) {
     const plain = table.tHead?.rows.length === 1 && table.tBodies.length === 1;
     if (plain && table.tBodies[0].rows.length >= LONG && !table.querySelector("[rowspan], [colspan]"))
       makeSortable(table);
