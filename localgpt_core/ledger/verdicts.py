@@ -57,8 +57,9 @@ class Decision:
 
     @property
     def cells(self) -> str:
-        """The same as cells of a row of a table in Markdown."""
-        return f"**{self.verdict}** | {self.number} | {self.claim.says}"
+        """The same as cells of a row of a table in Markdown, the interval on one line."""
+        number = self.number.replace(" ± ", "\u00a0±\u00a0")
+        return f"**{self.verdict}** | {number} | {self.claim.says}"
 
 
 def level_of(claim: Claim, results: SuiteResults) -> float:

@@ -184,7 +184,7 @@ def test_the_page_has_a_row_for_every_claim(book):
     rows = claims_page(book_claims(book)).splitlines()
     assert len(rows) == 4
     link = "[03](chapters/03-toys.ipynb)"
-    stated = "| **holds** | +0.200 ± 0.025 (n = 3) | Feedback alignment ends above. |"
+    stated = "| **holds** | +0.200\u00a0±\u00a00.025 (n = 3) | Feedback alignment ends above. |"
     assert rows[2] == f"{stated} d &#62; 0 | 95.0 | `0123abc` | `toys` | {link} |"
 
 
