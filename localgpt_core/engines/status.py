@@ -175,7 +175,11 @@ def screen(
     from rich.text import Text
 
     def drawn(states: list[RunStatus]) -> Text:
-        at_work = sorted((s for s in states if s.word in AT_WORK), key=lambda s: AT_WORK.index(s.word))
+        # Without the digests, so that the time left has room in 80 columns.
+        short = [
+            replace(s, title=s.title.removesuffix(f" [{s.digest}]")) for s in states if s.word in AT_WORK
+        ]
+        at_work = sorted(short, key=lambda s: AT_WORK.index(s.word))
         return Text(f"{table(at_work)}\n{summary(states)}".lstrip(), no_wrap=True, overflow="ellipsis")
 
     shown_on = {"console": Console(file=stream), "redirect_stdout": False}
