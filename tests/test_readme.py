@@ -37,7 +37,7 @@ PLAYED: dict[str, tuple[str, str]] = {
     "localgpt run book/suites/baseline.toml --jobs 2": ("", r"^baseline: complete"),
     "localgpt run book/suites/baseline.toml --engine ray": (
         "--records ray",
-        r"bp seed 1 \[\w+\]: finished.*suite: complete",
+        r"^suite: complete.*bp seed 1 \[\w+\]: finished",
     ),
     "localgpt run book/suites/baseline.toml --engine ray --address HOST:6379": ("", r"^baseline: complete"),
     "localgpt run book/suites/baseline.toml --engine slurm --dry-run": (

@@ -26,7 +26,7 @@ from localgpt_core.report.results import SuiteResults, suite_results
 from localgpt_core.report.style import look
 
 DATA = "explorer/data/{page}.js"  # made here
-SCRIPTS = ["explorer/explorer.js", "vendor/uplot/uPlot.iife.min.js", DATA]
+SCRIPTS = ["controls.js", "explorer/explorer.js", "vendor/uplot/uPlot.iife.min.js", DATA]
 SCRIPTS += [f"explorer/{name}.js" for name in "figure runs table detail page".split()]
 STYLES = ["vendor/uplot/uPlot.min.css", "explorer/explorer.css"]
 DIGITS = 4

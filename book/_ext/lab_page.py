@@ -41,6 +41,7 @@ def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -
     """Let the lab's page, and it alone, load the lab."""
     if pagename == PAGE:
         app.add_css_file("lab/lab.css")
+        app.add_js_file("controls.js", loading_method="defer")
         for name in SCRIPTS:
             app.add_js_file(f"lab/{name}.js", loading_method="defer")
 

@@ -86,6 +86,7 @@ def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -
     asked = app.env.metadata.get(pagename, {}).get("touch", [])
     if asked:
         app.add_css_file("touch/touch.css")
+        app.add_js_file("controls.js", loading_method="defer")
         for file in dict.fromkeys(["touch", *(file for name in asked for file in SCRIPTS[name])]):
             app.add_js_file(f"touch/{file}.js", loading_method="defer")
 

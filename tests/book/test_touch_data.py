@@ -76,7 +76,7 @@ def test_a_page_that_asks_loads_its_scripts_and_no_other_page(tmp_path):
     assert sphinx.env.metadata["page"]["touch"] == ["norm"]
     touch.add_scripts(sphinx, "page", "", {}, None)
     scripts = ["touch.js", "math/norm.js", "plane.js", "norm.js"]
-    assert sphinx.loaded == [f"touch/{name}" for name in ("touch.css", *scripts)]
+    assert sphinx.loaded == ["touch/touch.css", "controls.js", *(f"touch/{name}" for name in scripts)]
     sphinx.loaded.clear()
     touch.find_figures(app(tmp_path, {}), nodes.container("", nodes.figure(classes=["other"])))
     touch.add_scripts(sphinx, "another", "", {}, None)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.book
 PAGE = "book/train-it-here.html"
 STEP = "+document.getElementById('lab').dataset.step"
 STOPPED = "document.getElementById('lab').dataset.running === 'false'"
-BUTTON = "#lab .lab-main"
+BUTTON = "#lab .control-main"
 
 
 def opened(visit, settings: str = "", **window):

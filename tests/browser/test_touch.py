@@ -56,7 +56,7 @@ def test_without_scripts_the_figure_stands(visit, name):
 @pytest.mark.parametrize("name", PAGES)
 def test_it_fits_a_phone_and_follows_the_theme(visit, name):
     page = opened(visit, name, width=390, has_touch=True, is_mobile=True)
-    page.get_by_role("button").and_(page.locator(".touch .touch-main")).tap()
+    page.get_by_role("button").and_(page.locator(".touch .control-main")).tap()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     box = page.locator(f"figure.touch-{name} .touch").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390
@@ -102,7 +102,7 @@ def test_it_runs_by_itself_only_when_asked_and_pauses(visit):
     page = opened(visit, "feedback")
     page.wait_for_timeout(200)
     assert said(page).startswith("Step 0:")
-    start = page.locator(".touch-main")
+    start = page.locator(".touch .control-main")
     start.click()
     page.wait_for_function("/Step [1-9]/.test(document.querySelector('.touch-said').textContent)")
     assert start.text_content() == "Pause"

@@ -6,13 +6,7 @@
 globalThis.explorer = {
   suites: {},
 
-  // make("label", { class: "a" }, child, "text")
-  make(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  },
+  make: controls.make,
 
   number(value, digits = 3) { return value === null ? "–" : value.toFixed(digits).replace("-", "−"); },
 

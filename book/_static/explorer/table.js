@@ -3,18 +3,12 @@
 
 explorer.table = (() => {
   const {make, number, spread} = explorer;
-  const SVG = "http://www.w3.org/2000/svg";
+  const {draw} = controls;
 
   // Colour and dash of an arm's line, as its name carries them.
   function swatch({colour, dash}) {
-    const svg = document.createElementNS(SVG, "svg");
-    const line = document.createElementNS(SVG, "line");
     const look = {x1: 0, x2: 26, y1: 6, y2: 6, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash};
-    for (const [name, value] of Object.entries({width: 26, height: 12, "aria-hidden": true}))
-      svg.setAttribute(name, value);
-    for (const [name, value] of Object.entries(look)) line.setAttribute(name, value);
-    svg.append(line);
-    return svg;
+    return draw("svg", {width: 26, height: 12, "aria-hidden": true}, draw("line", look));
   }
 
   const machines = (arm) => [...new Set(arm.runs.map((run) => run.device))].join(", ") || "–";

@@ -13,13 +13,7 @@ touch.charts = (() => {
       const each = Math.ceil(powers.length / n);
       return powers.filter((_, i) => i % each === 0);
     }
-    const rough = (high - low) / n;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9; i++)
-      found.push(Number((i * step).toFixed(10)));
-    return found;
+    return controls.ticks(low, high, n);
   }
 
   const raised = (exponent) => [...`${exponent}`].map((sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign] ?? "⁻").join("");

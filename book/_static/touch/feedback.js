@@ -95,7 +95,7 @@ touch.place("feedback", (holder) => {
     said.say(text, running);
   }
 
-  const go = button("Start", pressed, "touch-main");
+  const go = button("Start", pressed, "main");
   const set = (name) => (value) => {
     told[name] = value;
     scale.field.disabled = told.rule === "bp";

@@ -44,7 +44,7 @@ touch.plane = (() => {
         make("p", {class: "touch-do"}, problem.does), make("div", {class: "touch-columns"}, this.svg, make(
           "div", {}, ...controls,
           slider("Step size", problem.rates, problem.rate, (rate) => this.rate = rate),
-          buttons(button("Step", () => this.walk(1), "touch-main"), button("10 steps", () => this.walk(10)),
+          buttons(button("Step", () => this.walk(1), "main"), button("10 steps", () => this.walk(10)),
                   button("Back", () => this.reset())),
           this.numbers)),
         this.said.element);

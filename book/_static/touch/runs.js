@@ -37,7 +37,7 @@ touch.place("runs", (holder) => {
     open = !open;
     reveal.textContent = open ? "Hide the losses" : "Show the losses";
     show();
-  }, "touch-main");
+  }, "main");
 
   function sentence() {
     if (!open) {

@@ -1,60 +1,17 @@
-// What the interactives of the chapters share: elements, controls, and how one takes the place of its figure.
-// Plain scripts: a page that is opened from a disk may neither fetch files nor import modules.
+// What the interactives of the chapters share beside controls.js, and how one takes the place of its figure.
 //
 // A figure of class `touch-NAME` is what stands there on paper and without scripts (book/_ext/touch.py).
 "use strict";
 
 globalThis.touch = (() => {
-  const NAMESPACE = "http://www.w3.org/2000/svg";
+  const {make, draw, select, button, buttons} = controls;
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-
-  function filled(made, attributes, children) {
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
-  // make("p", {class: "a"}, child, "text"), and the same for elements of an SVG
-  const make = (tag, attributes = {}, ...children) =>
-    filled(document.createElement(tag), attributes, children);
-  const draw = (tag, attributes = {}, ...children) =>
-    filled(document.createElementNS(NAMESPACE, tag), attributes, children);
 
   const number = (value, digits = 2) =>
     Number.isFinite(value) ? value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−") : "–";
 
-  // A slider over the values of a list; changed(value) is called while it moves.
-  function slider(label, values, value, changed, show = String) {
-    const field = make("input", {type: "range", min: 0, max: values.length - 1, step: 1});
-    const output = make("output");
-    const update = () => {
-      output.textContent = show(values[field.value]);
-      field.setAttribute("aria-valuetext", output.textContent);
-    };
-    field.value = values.indexOf(value);
-    update();
-    field.addEventListener("input", () => {
-      update();
-      changed(values[field.value]);
-    });
-    const made = make("label", {class: "touch-field"}, make("span", {}, label),
-                      make("span", {class: "touch-slide"}, field, output));
-    made.field = field;
-    return made;
-  }
-
-  function select(label, entries, value, changed) {
-    const field = make("select", {}, ...entries.map(([key, text]) => make("option", {value: key}, text)));
-    field.value = value;
-    field.addEventListener("change", () => changed(field.value));
-    return make("label", {class: "touch-field"}, make("span", {}, label), field);
-  }
-
-  function button(text, pressed, kind = "") {
-    const made = make("button", {type: "button", class: `touch-button ${kind}`}, text);
-    made.addEventListener("click", pressed);
-    return made;
-  }
-  const buttons = (...children) => make("div", {class: "touch-buttons"}, ...children);
+  const slider = (label, values, value, changed, show) =>
+    controls.slider(label, values, value, changed, show, "input");
 
   // The sentence that says what is seen now. While something runs it changes too fast to be read out.
   class Said {

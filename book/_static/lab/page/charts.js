@@ -5,28 +5,10 @@
 "use strict";
 
 lab.define("charts", () => {
-  const NAMESPACE = "http://www.w3.org/2000/svg";
+  const {draw, ticks} = controls;
   const LEFT = 38;
   const MOST_POINTS = 400;
   const MOST_MARKS = 12;
-
-  function element(tag, attributes = {}, text = "") {
-    const made = document.createElementNS(NAMESPACE, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    return made;
-  }
-
-  // About n round numbers that cover low ... high.
-  function ticks(low, high, n) {
-    const rough = (high - low) / n;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9; i++)
-      found.push(Number((i * step).toFixed(10)));
-    return found;
-  }
 
   // At most MOST_POINTS points: the means of equally many neighbours, the last ones as they are left.
   function thinned(points) {
@@ -39,15 +21,15 @@ lab.define("charts", () => {
   }
 
   function marker(model, x, y, size = 3.2) {
-    if (model === 0) return element("circle", {cx: x, cy: y, r: size, class: "lab-mark lab-0"});
+    if (model === 0) return draw("circle", {cx: x, cy: y, r: size, class: "lab-mark lab-0"});
     const place = {x: x - size, y: y - size, width: 2 * size, height: 2 * size};
-    return element("rect", {...place, class: "lab-mark lab-1"});
+    return draw("rect", {...place, class: "lab-mark lab-1"});
   }
 
   function empty(holder, height, label) {
     const width = Math.max(260, holder.clientWidth);
     const svg =
-      element("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label});
+      draw("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label});
     holder.replaceChildren(svg);
     return {svg, width};
   }
@@ -68,26 +50,26 @@ lab.define("charts", () => {
     const x = (step) => LEFT + ((right - LEFT) * step) / last;
     const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);
     for (const value of ticks(low, high, 6)) {
-      svg.append(element("line", {x1: LEFT, x2: right, y1: y(value), y2: y(value), class: "lab-grid"}));
+      svg.append(draw("line", {x1: LEFT, x2: right, y1: y(value), y2: y(value), class: "lab-grid"}));
       svg.append(
-        element("text", {x: LEFT - 6, y: y(value) + 4, class: "lab-tick", "text-anchor": "end"}, value));
+        draw("text", {x: LEFT - 6, y: y(value) + 4, class: "lab-tick", "text-anchor": "end"}, value));
     }
     for (const step of ticks(0, last, width < 420 ? 3 : 6)) {
       svg.append(
-        element("text", {x: x(step), y: bottom + 16, class: "lab-tick", "text-anchor": "middle"}, step));
+        draw("text", {x: x(step), y: bottom + 16, class: "lab-tick", "text-anchor": "middle"}, step));
     }
-    svg.append(element("text", {x: 2, y: 12, class: "lab-axis"}, unit));
-    svg.append(element("text", {x: right, y: height - 4, class: "lab-axis", "text-anchor": "end"}, "steps"));
+    svg.append(draw("text", {x: 2, y: 12, class: "lab-axis"}, unit));
+    svg.append(draw("text", {x: right, y: height - 4, class: "lab-axis", "text-anchor": "end"}, "steps"));
     for (const [name, value] of Object.entries(levels)) {
       if (value < low || value > high) continue;
-      svg.append(element("line", {x1: LEFT, x2: right, y1: y(value), y2: y(value), class: "lab-level"}));
-      svg.append(element("text", {x: right + 5, y: y(value) + 4, class: "lab-tick"}, name));
+      svg.append(draw("line", {x1: LEFT, x2: right, y1: y(value), y2: y(value), class: "lab-level"}));
+      svg.append(draw("text", {x: right + 5, y: y(value) + 4, class: "lab-tick"}, name));
     }
     for (const {model, kind, points} of shown) {
       if (points.length > 1) {
         const path =
           points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`);
-        svg.append(element("path", {d: path.join(""), class: `lab-line lab-${kind} lab-${model}`}));
+        svg.append(draw("path", {d: path.join(""), class: `lab-line lab-${kind} lab-${model}`}));
       }
       const each = Math.ceil(points.length / MOST_MARKS);
       const marked = kind === "thin" ? [] : points.filter((_, i) => (points.length - 1 - i) % each === 0);
@@ -104,14 +86,14 @@ lab.define("charts", () => {
     const bottom = height - 32;
     for (const angle of [0, 30, 60, 90, 120]) {
       const kind = angle === 90 ? "lab-level" : "lab-grid";
-      svg.append(element("line", {x1: x(angle), x2: x(angle), y1: top - 8, y2: bottom, class: kind}));
+      svg.append(draw("line", {x1: x(angle), x2: x(angle), y1: top - 8, y2: bottom, class: kind}));
       const place = {x: x(angle), y: bottom + 15, class: "lab-tick", "text-anchor": "middle"};
-      svg.append(element("text", place, `${angle}°`));
+      svg.append(draw("text", place, `${angle}°`));
     }
-    svg.append(element("text", {x: x(90), y: 11, class: "lab-axis", "text-anchor": "middle"}, "right angle"));
+    svg.append(draw("text", {x: x(90), y: 11, class: "lab-axis", "text-anchor": "middle"}, "right angle"));
     rows.forEach(({name, values}, i) => {
       const y = top + 17 * i + 4;
-      svg.append(element("text", {x: left - 10, y: y + 4, class: "lab-tick", "text-anchor": "end"}, name));
+      svg.append(draw("text", {x: left - 10, y: y + 4, class: "lab-tick", "text-anchor": "end"}, name));
       values.forEach((angle, model) => {
         if (Number.isFinite(angle)) svg.append(marker(model, x(Math.min(angle, 120)), y, 4));
       });

@@ -5,37 +5,7 @@ lab.define("controls", (need) => {
   const {RULES, isDrawn} = need("rules");
   const {CHOICES, LARGEST_SEED} = need("settings");
 
-  // make("label", { class: "a" }, child, "text")
-  function make(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
-
-  function select(label, entries, value, changed) {
-    const field = make("select", {}, ...entries.map(([key, text]) => make("option", {value: key}, text)));
-    field.value = value;
-    field.addEventListener("change", () => changed(field.value));
-    return make("label", {class: "lab-field"}, make("span", {}, label), field);
-  }
-
-  // A slider over the values of a list.
-  function slider(label, values, value, changed, show = String) {
-    const field = make("input", {type: "range", min: 0, max: values.length - 1, step: 1});
-    const output = make("output");
-    const update = () => {
-      output.textContent = show(values[field.value]);
-      field.setAttribute("aria-valuetext", output.textContent);
-    };
-    field.value = values.indexOf(value);
-    update();
-    field.addEventListener("input", update);
-    field.addEventListener("change", () => changed(values[field.value]));
-    return make(
-      "label", {class: "lab-field"}, make("span", {}, label),
-      make("span", {class: "lab-slide"}, field, output));
-  }
+  const {make, labelled, select, slider} = controls;
 
   function modelFields(model, i, changed) {
     const rules = Object.entries(RULES).map(([key, {name}]) => [key, name]);
@@ -82,18 +52,12 @@ lab.define("controls", (need) => {
       "fieldset", {class: "lab-model"}, make("legend", {}, "Both"),
       select("Width", CHOICES.n_embd.map((n) => [n, `${n} units`]), settings.n_embd, set("n_embd")),
       slider("Blocks", CHOICES.n_layer, settings.n_layer, set("n_layer")),
-      make("label", {class: "lab-field"}, make("span", {}, "Seed of weights and batches"), seed));
+      labelled("Seed of weights and batches", seed));
     const fields = [...settings.models.map((model, i) => modelFields(model, i, changed)), both];
     const made = make("form", {class: "lab-form", "aria-label": "Settings of the two models"}, ...fields);
     made.addEventListener("submit", (event) => event.preventDefault());
     return made;
   }
 
-  function button(text, kind, pressed) {
-    const made = make("button", {type: "button", class: `lab-button ${kind}`}, text);
-    made.addEventListener("click", pressed);
-    return made;
-  }
-
-  return {make, form, button};
+  return {form};
 });

@@ -3,7 +3,8 @@
 
 lab.define("page", (need) => {
   const {parse, format} = need("settings");
-  const {make, form, button} = need("controls");
+  const {form} = need("controls");
+  const {make, button, buttons} = controls;
   const {Results} = need("results");
   const SPOKEN_MS = 8000;
   const CALM_MS = 2000;
@@ -59,12 +60,12 @@ lab.define("page", (need) => {
     }
 
     const engine = worker(show, fail);
-    const toggle = button("Start", "lab-main", () => setRunning(!running));
-    const single = button("One step", "", () => {
+    const toggle = button("Start", () => setRunning(!running), "main");
+    const single = button("One step", () => {
       setRunning(false);
       engine.postMessage({order: "step"});
     });
-    const again = button("Reset", "", () => reset(false));
+    const again = button("Reset", () => reset(false));
 
     function setRunning(value) {
       if (value !== running) engine.postMessage({order: value ? "start" : "pause"});
@@ -93,8 +94,8 @@ lab.define("page", (need) => {
       fields = next;
       reset(settings.start || running);
     });
-    const buttons = make("div", {class: "lab-buttons"}, toggle, single, again, status);
-    holder.replaceChildren(buttons, fields, spoken, results.element);
+    const pressed = buttons(toggle, single, again, status);
+    holder.replaceChildren(pressed, fields, spoken, results.element);
     new ResizeObserver(() => results.draw()).observe(holder);
     reset(settings.start);
   }

@@ -5,7 +5,7 @@
 lab.define("results", (need) => {
   const {RULES} = need("rules");
   const {lineChart, angleChart} = need("charts");
-  const {make} = need("controls");
+  const {make} = controls;
 
   const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : "–");
   const series = (points, model) => points.map((point) => [point[0], point[1 + model]]);
