@@ -26,7 +26,29 @@ train = { steps = 4, batch_size = 2, eval_interval = 4 }
 [arms.frozen]
 train = { freeze_body = true }
 """
+# Two arms of seconds, for what is done to a suite while it runs.
+SHORT_SUITE = """
+question = "Which?"
+preset = "tiny"
+seeds = SEEDS
+corpus = "CORPUS"
+model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
+train = { steps = STEPS, batch_size = 2, warmup = 2, eval_interval = EVERY }
+[arms.bp]
+[arms.fa]
+model = { method = "fa" }
+"""
+PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
 TOY_SIZES = "--preset tiny --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2".split()
+
+
+def short_suite(corpus: object, seeds: list[int], steps: int = 300, every: int = 30) -> str:
+    """Return a suite of two arms; a run of it is evaluated after so many steps."""
+    values = {"CORPUS": corpus, "SEEDS": seeds, "STEPS": steps, "EVERY": every}
+    text = SHORT_SUITE
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return text
 
 
 def toy_text(characters: int = 2003) -> str:

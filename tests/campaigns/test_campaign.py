@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import replace
 
 import pytest
-from toys import toy_text
+from toys import PATIENCE_S, toy_text
 
 from localgpt_core.bench import read_rows
 from localgpt_core.campaigns import Campaign, making, timing
@@ -25,7 +25,6 @@ from localgpt_core.training import loop
 from localgpt_core.training.settings import RunSettings
 
 MADE = "made/work/records"
-PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
 
 HEAD = """
 question = "Which?"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toys import toy_text
+from toys import PATIENCE_S, short_suite, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.engines.ray import RayRun, ray_runs
@@ -29,20 +29,8 @@ from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
 from localgpt_core.training.checkpoints import load_checkpoint
 
-PATIENCE_S = 600
 KILLS = int(os.environ.get("LOCALGPT_KILLS", "3"))
 LONG = "[arms.long]\ntrain = { steps = 1000000 }\nseeds = [1]\n"
-SUITE = """
-question = "Which?"
-preset = "tiny"
-seeds = SEEDS
-corpus = "CORPUS"
-model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
-train = { steps = 300, batch_size = 2, warmup = 2, eval_interval = 30 }
-[arms.bp]
-[arms.fa]
-model = { method = "fa" }
-"""
 OBJECTS = 80 * 2**20
 STARTED = []
 SAME = ("suite", "arm", "preset", "spec", "seed", "status", "curves", "final_val_loss", "best_val_loss")
@@ -65,7 +53,7 @@ class Plan:
     def __init__(self, folder, seeds):
         self.folder, self.path = folder, folder / "suite.toml"
         (folder / "toy.txt").write_text(toy_text())
-        self.path.write_text(SUITE.replace("SEEDS", str(seeds)).replace("CORPUS", str(folder / "toy.txt")))
+        self.path.write_text(short_suite(folder / "toy.txt", seeds))
         (folder / "long.toml").write_text(self.path.read_text() + LONG)
         suite = read_suite(self.path)
         run = SuiteRun(suite, load_corpus(suite.corpus), folder / "local", folder / "local" / "suite")

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from filelock import FileLock
-from toys import toy_record, toy_text
+from toys import PATIENCE_S, short_suite, toy_record, toy_text
 
 from localgpt_core.common import files
 from localgpt_core.common.validation import Refusal
@@ -26,20 +26,6 @@ from localgpt_core.experiments.scheduler import SuiteRun
 from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
 from localgpt_core.training.settings import RunSettings
-
-PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
-
-SUITE = """
-question = "Which?"
-preset = "tiny"
-seeds = SEEDS
-corpus = "CORPUS"
-model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
-train = { steps = STEPS, batch_size = 2, warmup = 2, eval_interval = STEPS }
-[arms.bp]
-[arms.fa]
-model = { method = "fa" }
-"""
 
 BROKEN = """
 [arms.broken]
@@ -56,8 +42,7 @@ def make(tmp_path):
     def write(steps=10, more="", seeds="[1]", **changes):
         (tmp_path / "toy.txt").write_text(toy_text())
         path = tmp_path / "suite.toml"
-        text = SUITE.replace("CORPUS", str(tmp_path / "toy.txt"))
-        path.write_text(text.replace("STEPS", str(steps)).replace("SEEDS", seeds) + more)
+        path.write_text(short_suite(tmp_path / "toy.txt", seeds, steps, every=steps) + more)
         suite = read_suite(path)
         records = tmp_path / "records"
         own = {name: changes.pop(name) for name in ("preset",) if name in changes}

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from toys import toy_text
+from toys import PATIENCE_S, short_suite, toy_text
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments.scheduler import SuiteRun
@@ -23,20 +23,8 @@ from localgpt_core.experiments.suites import read_suite
 from localgpt_core.records import load_records
 
 KILLS = int(os.environ.get("LOCALGPT_KILLS", "1"))
-PATIENCE_S = 600  # how long a busy machine may need for a few seconds of work
 ORPHAN_S = 5 if KILLS > 1 else PATIENCE_S  # a bound in seconds is for an idle machine
 
-SUITE = """
-question = "Which?"
-preset = "tiny"
-seeds = [1, 2]
-corpus = "CORPUS"
-model = { n_layer = 1, n_head = 1, n_embd = 8, block_size = 8 }
-train = { steps = 300, batch_size = 2, warmup = 2, eval_interval = 30 }
-[arms.bp]
-[arms.fa]
-model = { method = "fa" }
-"""
 SAME = ("suite", "arm", "spec", "seed", "status", "curves", "final_val_loss")
 
 
@@ -45,7 +33,7 @@ def made(tmp_path_factory):
     """Return the folder of the suite, and what its runs come to when nobody disturbs them."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "toy.txt").write_text(toy_text())
-    (folder / "suite.toml").write_text(SUITE.replace("CORPUS", str(folder / "toy.txt")))
+    (folder / "suite.toml").write_text(short_suite(folder / "toy.txt", [1, 2]))
     suite = read_suite(folder / "suite.toml")
     records = folder / "records"
     assert SuiteRun(suite, load_corpus(suite.corpus), records, records / "suite").all(1, lambda text: None)
