@@ -30,6 +30,7 @@ COMMANDS = (
 def cli(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", "")  # else: python -m pytest.localgpt
         monkeypatch.setattr(sys, "argv", ["localgpt", *arguments])
         with pytest.raises(SystemExit) as exit:
             light_main()
@@ -55,7 +56,7 @@ def test_h_is_help_everywhere(cli):
     for words in ([], *([command] for command in COMMANDS)):
         assert cli(*words, "-h") == cli(*words, "--help")
         status, out, err = cli(*words, "-h")
-        assert status == 0 and re.search(r"Usage: .*localgpt", out) and err == ""
+        assert status == 0 and "Usage: localgpt" in out and err == ""
 
 
 def test_version_names_package_torch_and_commit(cli, monkeypatch):

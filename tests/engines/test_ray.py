@@ -56,7 +56,11 @@ class Plan:
         self.path.write_text(short_suite(folder / "toy.txt", seeds))
         (folder / "long.toml").write_text(self.path.read_text() + LONG)
         suite = read_suite(self.path)
-        run = SuiteRun(suite, load_corpus(suite.corpus), folder / "local", folder / "local" / "suite")
+        corpus = load_corpus(suite.corpus)
+        (self.endless,) = (
+            run.spec.digest for run in read_suite(folder / "long.toml").plan(corpus) if run.arm.name == "long"
+        )
+        run = SuiteRun(suite, corpus, folder / "local", folder / "local" / "suite")
         assert run.all(1, lambda text: None)
         self.local = outcome(folder / "local")
 
@@ -160,7 +164,7 @@ def test_records_are_those_of_the_local_engine_to_the_last_bit(plan, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_suite_that_is_stopped_leaves_whole_files_and_nothing_that_goes_on(plan, tmp_path, how):
     process = plan.start(tmp_path, suite="long.toml")
-    wait_until(lambda: list(tmp_path.rglob("*.safetensors")), process)
+    wait_until(lambda: list(tmp_path.rglob(f"{plan.endless}.safetensors")), process)
     below = psutil.Process(process.pid).children(recursive=True)
     if how == signal.SIGKILL:  # other processes of Ray's take a minute to find out that they are alone
         below = [child for child in below if "ray::make" in child.cmdline()[0]]
@@ -173,10 +177,10 @@ def test_a_suite_that_is_stopped_leaves_whole_files_and_nothing_that_goes_on(pla
     outcome(tmp_path)  # every file can be read
     if how != signal.SIGKILL:
         assert re.search(r"\]: interrupted after \d+ steps, no record yet; the next time", plan.said)
-    (checkpoint, *_) = tmp_path.rglob("*.safetensors")
+    (checkpoint,) = tmp_path.rglob(f"{plan.endless}.safetensors")
     step = load_checkpoint(checkpoint).progress["step"]
     process = plan.start(
-        tmp_path, "--only", checkpoint.stem, "--time-budget", "1", suite="long.toml", engine="local"
+        tmp_path, "--only", plan.endless, "--time-budget", "1", suite="long.toml", engine="local"
     )
     process.communicate(timeout=PATIENCE_S)
     assert f"goes on from step {step}/" in plan.said
