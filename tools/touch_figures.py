@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core import LayerNormProjectedSurrogate, LayerNormSTE, VQResidualDir, localize
-from localgpt_core.report.style import WIDTH, look, use_style
+from localgpt_core.report.style import SVG_METADATA, WIDTH, look, use_style
 
 BOOK = Path(__file__).parents[1] / "book"
 FIGURES = BOOK / "_static/touch/figures"
@@ -143,11 +143,10 @@ def main(folder: Path = FIGURES) -> None:
     """Draw all, into ``folder``."""
     torch.set_num_threads(1)
     use_style()
-    plt.rcParams["svg.hashsalt"] = "touch"  # the same names in the file each time
     folder.mkdir(parents=True, exist_ok=True)
     for draw in (feedback, norm, codes, runs):
         draw()
-        plt.savefig(folder / f"{draw.__name__}.svg", metadata={"Date": None})
+        plt.savefig(folder / f"{draw.__name__}.svg", metadata=SVG_METADATA)
         plt.close("all")
 
 

@@ -108,7 +108,7 @@ def layer_maps(results: SuiteResults, arms: Sequence[str], quantity: str, colorb
         if found.empty:
             ax.set(xticks=[], yticks=[])
             continue
-        image = ax.imshow(found, aspect="auto", cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
+        image = ax.imshow(found, aspect="auto", cmap="PuOr", vmin=-1, vmax=1)
         ends = [0, len(found.columns) - 1]
         ax.set_xticks(ends, [found.columns[i] for i in ends], fontsize="x-small")
         # Rows are named once, where the next map has the same ones.

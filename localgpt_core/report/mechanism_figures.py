@@ -50,7 +50,7 @@ def code_map(codes: Mapping[str, Sequence[int]], text: str) -> Figure:
     figure, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.55 * len(rows)))
     table = np.array([list(codes[row]) for row in rows])
     ranks = np.unique(table, return_inverse=True)[1].reshape(table.shape)
-    ax.imshow(ranks, cmap="cividis", aspect="auto", interpolation="nearest")
+    ax.imshow(ranks, cmap="cividis", aspect="auto")
     middle = ranks.max() / 2
     for (y, x), code in np.ndenumerate(table):
         color = "white" if ranks[y, x] < middle else "black"
@@ -73,7 +73,7 @@ def winner_masks(values: Mapping[str, Tensor], text: str) -> Figure:
         active = (value.detach().cpu() != 0).numpy().T
         first = np.where(active.any(axis=1), active.argmax(axis=1), active.shape[1])
         ordered = active[np.argsort(first, kind="stable")]
-        ax.imshow(ordered, cmap="Greys", aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+        ax.imshow(ordered, cmap="Greys", aspect="auto", vmin=0, vmax=1)
         ax.set_xticks(range(len(text)), visible(text), fontsize="x-small")
         ax.tick_params(length=0)
         ax.grid(visible=False)
