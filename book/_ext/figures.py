@@ -94,10 +94,11 @@ class TwoThemes(SphinxTransform):
                 path.write_text(text, encoding="utf-8")
                 shown = image.deepcopy()
                 shown["uri"] = "/" + relpath(path, self.env.srcdir)
+                # To the theme the former says: as it is in both.
                 shown["classes"] += [
                     "dark-light",
                     f"in-{theme}",
-                ]  # the former: as it is in both, to the theme
+                ]
                 shown["loading"] = "lazy"  # else both are fetched
                 image.parent.insert(image.parent.index(image), shown)
             image.parent.remove(image)
