@@ -17,6 +17,7 @@ import pandas as pd
 from localgpt_core.evidence.intervals import MINUS, estimate, lies
 from localgpt_core.experiments.claims import Claim
 from localgpt_core.report.results import SuiteResults
+from localgpt_core.report.tables import DASH, TOO_FEW
 
 __all__ = ["Decision", "claim_table", "decide", "decisions", "stated"]
 
@@ -57,9 +58,10 @@ class Decision:
 
     @property
     def cells(self) -> str:
-        """The same as cells of a row of a table in Markdown, the interval on one line."""
+        """The same as cells of a row of a table in Markdown, the interval on one line, no verdict a dash."""
         number = self.number.replace(" ± ", "\u00a0±\u00a0")
-        return f"**{self.verdict}** | {number} | {self.claim.says}"
+        verdict = DASH if self.verdict == TOO_FEW else f"**{self.verdict}**"
+        return f"{verdict} | {number} | {self.claim.says}"
 
 
 def level_of(claim: Claim, results: SuiteResults) -> float:

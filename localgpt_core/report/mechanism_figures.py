@@ -15,17 +15,23 @@ from localgpt_core.report.style import HEIGHT, WIDTH, as_text, look, visible
 
 __all__ = ["code_map", "norm_fields", "places_over_training", "winner_masks"]
 
+MOST_IN_A_ROW = 3  # panels
+
 
 def places_over_training(results: SuiteResults, arms: Sequence[str], quantity: str, ylabel: str) -> Figure:
     """Return one panel per arm with one line per place: the mean over seeds of a quantity of the diagnostics.
 
-    Panels share their axes; the band spans the seeds.
+    Panels share their axes, up to three in a row, more in two columns; the band spans the seeds.
     """
     table = results.diagnostics(quantity)
-    size = (WIDTH, HEIGHT if len(arms) > 1 else 0.9 * HEIGHT)
-    figure, axes = plt.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False, figsize=size)
+    columns = len(arms) if len(arms) <= MOST_IN_A_ROW else 2
+    rows = -(-len(arms) // columns)
+    size = (WIDTH, (HEIGHT if len(arms) > 1 else 0.9 * HEIGHT) * (0.3 + 0.7 * rows))
+    figure, axes = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, figsize=size)
+    for ax in axes.flat[len(arms) :]:
+        ax.axis("off")
     lines: dict[str, object] = {}
-    for ax, arm in zip(axes[0], arms, strict=True):
+    for ax, arm in zip(axes.flat, arms, strict=False):
         found = table[table["arm"] == arm]
         for i, (name, group) in enumerate(found.groupby("name", sort=True)):
             by_step = group.groupby("step")["value"]
@@ -33,11 +39,13 @@ def places_over_training(results: SuiteResults, arms: Sequence[str], quantity: s
             label = as_text(*short_names([name]))
             lines[label] = ax.plot(mean.index, mean, label=label, **style)[0]
             ax.fill_between(mean.index, by_step.min(), by_step.max(), color=style["color"], alpha=0.2, lw=0)
-        ax.set_title(as_text(results.label(arm), 60 // len(arms)), fontsize="small")
+        ax.set_title(as_text(results.label(arm), 60 // columns), fontsize="small")
+    for ax in axes[-1]:
         ax.set_xlabel("training step")
-    axes[0, 0].set_ylabel(ylabel)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     if lines:
-        figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(5, len(lines)))
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=min(4, len(lines)))
     return figure
 
 

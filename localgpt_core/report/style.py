@@ -31,6 +31,7 @@ __all__ = [
 WIDTH, HEIGHT = 7.2, 4.0  # inches; one size, because the text of a figure's repr holds it
 SVG_METADATA = {"Date": None, "Creator": None}  # neither belongs to what is drawn
 INSIDE = 4  # lines that a legend inside the axes still leaves room for
+LONG = 48  # characters of a label, of which two no longer stand beside each other
 MARKERS = "osD^vPX*<>hd"
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 
@@ -81,9 +82,10 @@ def legend(figure: Figure, ax: Axes) -> None:
     if len(labels) <= INSIDE:
         ax.legend(handles, labels)
         return
+    columns = 2 if max(map(len, labels)) <= LONG else 1
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.2 * ((len(labels) + 1) // 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    figure.set_size_inches(width, height + 0.2 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
 
 
 def as_text(text: str, width: int | None = None) -> str:

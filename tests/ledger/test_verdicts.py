@@ -131,6 +131,7 @@ def test_there_is_no_verdict_before_every_pair_is_there_nor_after_a_divergence(r
     some = decide(recorded(SUITE.format(criterion="above", margin=0.0), DIFFERENCES[:3]), "first")
     assert some.verdict == "not enough runs" and some.n == 3
     assert some.stated == "Feedback alignment does something. **not enough runs** (n = 3)"
+    assert some.cells == "\u2013 | (n = 3) | Feedback alignment does something."
 
 
 def test_a_run_that_diverged_decides_nothing(recorded):

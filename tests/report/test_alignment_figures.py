@@ -239,6 +239,10 @@ def test_a_legend_of_many_lines_stands_below_the_axes(found):
     legend(figure, ax)
     assert ax.get_legend() is None and [text.get_text() for text in figure.legends[0].texts] == list("01234")
     assert figure.get_size_inches().tolist() == pytest.approx([6, 4.6])
+    ax.plot([0, 1], label="a label that is so long that no other one can stand beside it")
+    figure.legends.clear()
+    legend(figure, ax)
+    assert figure.get_size_inches().tolist() == pytest.approx([6, 5.8])  # six lines, one below the other
 
 
 def test_accuracies_have_a_panel_each_with_chance_and_what_is_solved(found):

@@ -33,6 +33,10 @@ def test_places_have_a_line_each_and_arms_a_panel():
     assert not right.lines and left.get_title() == "with gates"
     alone = places_over_training(results, ["a"], "gates", "gate")
     assert alone.get_figheight() < figure.get_figheight()
+    many = places_over_training(results, ["a", "b", "b", "a", "b"], "gates", "gate")
+    assert many.axes[0].get_gridspec().get_geometry() == (3, 2)
+    assert [ax.axison for ax in many.axes] == [True] * 5 + [False] and len(many.axes[3].lines) == 2
+    assert [ax.get_ylabel() for ax in many.axes[:5]] == ["gate", "", "gate", "", "gate"]
     (band, _) = left.collections
     assert band.get_paths()[0].vertices[:, 1].max() == 5.0 and band.get_paths()[0].vertices[:, 1].min() == 1.0
 
