@@ -46,13 +46,15 @@ class BookFigure:
         import matplotlib
         import matplotlib.pyplot as plt
 
-        from localgpt_core.report.style import use_style
+        from localgpt_core.report.style import SVG_METADATA, use_style
 
         matplotlib.use("Agg")  # no window
         with plt.rc_context():
             use_style()
             exec(compile(self.code, str(self.page), "exec"), {"__name__": self.name})
-            plt.savefig(path, bbox_inches="tight")
+            plt.savefig(
+                path, bbox_inches="tight", metadata=SVG_METADATA if path.suffix.lower() == ".svg" else None
+            )
             plt.close("all")
 
 

@@ -17,7 +17,8 @@ from nbformat import NotebookNode
 from localgpt_core.cli.figures import page_figures
 
 MAX_BYTES = 1_200_000
-MAX_DEF_LINES = 6
+MAX_DEF_STATEMENTS = 7  # with the one that defines
+MAX_COLUMNS = 85  # of code that stands on a page, which at 1400 pixels shows as many
 MIN_ALT = 30
 MIN_CAPTION = 20
 
@@ -112,6 +113,17 @@ def tables_are_described(notebook: NotebookNode) -> Iterator[str]:
                 yield f"{place} has a table with an empty header; hide the index or name it"
 
 
+def code_fits_the_page(notebook: NotebookNode) -> Iterator[str]:
+    """Yield lines of code, of cells that a page shows, which it would have to scroll."""
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and not {"remove-cell", "remove-input"} & {
+            *cell.metadata.get("tags", [])
+        }:
+            for line in cell.source.splitlines():
+                if len(line) > MAX_COLUMNS:
+                    yield f"cell {number} has a line of {len(line)} columns, over {MAX_COLUMNS}: {line}"
+
+
 def calls_the_package(notebook: NotebookNode) -> Iterator[str]:
     """Yield functions that belong in the package, and training loops, which `train` already has."""
     for number, cell in enumerate(notebook.cells):
@@ -124,9 +136,9 @@ def calls_the_package(notebook: NotebookNode) -> Iterator[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                length = node.end_lineno - node.lineno + 1
-                if length > MAX_DEF_LINES:
-                    yield f"cell {number} defines {node.name} on {length} lines, more than {MAX_DEF_LINES}"
+                count = sum(isinstance(part, ast.stmt) for part in ast.walk(node))
+                if count > MAX_DEF_STATEMENTS:
+                    yield f"cell {number} defines {node.name}: {count} statements, over {MAX_DEF_STATEMENTS}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 bare_step = node.func.attr == "step" and not node.args and not node.keywords
                 if node.func.attr in ("backward", "zero_grad") or bare_step:
@@ -254,6 +266,7 @@ CHECKS = {
         small,
         figures_are_described,
         figures_name_their_source,
+        code_fits_the_page,
         tables_are_described,
         calls_the_package,
         stands_alone,

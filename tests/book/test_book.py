@@ -176,7 +176,7 @@ def shown(**data: str):
     )
 
 
-LONG_DEF = "def f(x):\n" + "    x += 1\n" * 5 + "    return x"
+LONG_DEF = "def f(x):\n" + "    x += 1\n" * 6 + "    return x"
 FAULTS = {
     "never executed": ("executed_in_order", lambda nb: nb.cells[1].update(execution_count=None)),
     "executed out of order": ("executed_in_order", lambda nb: nb.cells[1].update(execution_count=3)),
@@ -226,6 +226,7 @@ FAULTS = {
         "tables_are_described",
         shown(text__html="<table><caption>c</caption><tr><th></th><th>a</th></tr></table>"),
     ),
+    "a line that the page would scroll": ("code_fits_the_page", source(1, f"x = '{'a' * 80}'")),
     "a long function": ("calls_the_package", source(1, LONG_DEF)),
     "a long class": ("calls_the_package", source(1, LONG_DEF.replace("def f(x)", "class F"))),
     "a backward pass": ("calls_the_package", source(1, "loss.backward()")),
