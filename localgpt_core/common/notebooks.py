@@ -13,18 +13,31 @@ and is emptied when the run is over.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from localgpt_core.common.files import parse_json, read_regular
 from localgpt_core.common.validation import printable
 
-__all__ = ["HTMLTable", "as_html", "as_markdown", "book_pages", "cells_of", "say", "texts_of", "watched"]
+__all__ = [
+    "HTMLTable",
+    "as_html",
+    "as_markdown",
+    "book_pages",
+    "cells_of",
+    "say",
+    "source_of",
+    "texts_of",
+    "watched",
+]
 
 LARGEST_PAGE = 2**28  # bytes
 
@@ -100,6 +113,24 @@ def say(text: str) -> Said:
     into them as they are; a text from a record or a suite, such as a label, goes through `as_markdown`.
     """
     return Said(text.strip())
+
+
+def source_of(*functions: Callable, docstrings: bool = False) -> Said:
+    """Return the source of ``functions``, for a notebook to show as Python.
+
+    Without ``docstrings`` each goes from its name to its code.
+    """
+    shown = []
+    for function in functions:
+        source = dedent(inspect.getsource(function))
+        definition = ast.parse(source).body[0]
+        first = definition.body[0]
+        if not docstrings and ast.get_docstring(definition) is not None:
+            lines = source.splitlines(keepends=True)
+            del lines[first.lineno - 1 : first.end_lineno]
+            source = "".join(lines)
+        shown.append(source.strip("\n"))
+    return Said("```python\n" + "\n\n\n".join(shown) + "\n```")
 
 
 @contextmanager

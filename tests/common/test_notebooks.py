@@ -1,4 +1,4 @@
-"""The bar of a run in a notebook: there for a person, empty afterwards, and absent for a program."""
+"""The bar of a run in a notebook: there for a person, empty afterwards, absent for a program; code shown."""
 
 import sys
 from types import SimpleNamespace
@@ -7,6 +7,7 @@ import jupyter_client
 import pytest
 from toys import toy_corpus, toy_model, toy_train
 
+from localgpt_core.common.notebooks import source_of
 from localgpt_core.training import loop
 from localgpt_core.training.loop import train
 
@@ -102,3 +103,32 @@ def test_a_real_kernel_tells_a_person_from_a_program():
     assert shown[False] == []
     assert [kind for kind, _ in shown[True]][:2] == ["display_data", "update_display_data"]
     assert shown[True][-1] == ("update_display_data", EMPTY)
+
+
+# ------------------------------------------------------------------------------------- code that a page shows
+
+
+class Shown:
+    def method(self, x):
+        """Return one more.
+
+        Not a less.
+        """
+        text = """a string"""
+        return x + len(text)
+
+
+def bare(x):
+    return x
+
+
+def test_source_is_shown_as_python_from_its_name_to_its_code():
+    code = 'def method(self, x):\n    text = """a string"""\n    return x + len(text)'
+    assert source_of(Shown.method)._repr_markdown_() == f"```python\n{code}\n```"
+    both = source_of(Shown.method, bare)
+    assert str(both) == f"```python\n{code}\n\n\ndef bare(x):\n    return x\n```"
+
+
+def test_source_is_shown_with_its_docstring_where_that_is_asked_for():
+    shown = str(source_of(Shown.method, docstrings=True))
+    assert shown.startswith('```python\ndef method(self, x):\n    """Return one more.\n\n    Not a less.\n')
