@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # the targets of `test` and `book` follow one another; pytest does the parallel part
-.PHONY: help book test lab execute figure bench clean lint unit fuzz kills mutants corpus run-chapters check-chapters html check-site \
+.PHONY: help book pdf test lab execute figure bench clean lint unit fuzz kills mutants corpus run-chapters check-chapters html check-site \
 	check-browser
 
 VENV := .venv
@@ -65,6 +65,10 @@ html: $(READY)
 	@echo "==> Building the book"
 	@rm -rf _build/html _build/.doctrees
 	@$(BIN)/jupyter-book build . -W -n --keep-going --all -q > /dev/null
+
+pdf: html  ## print the built book as one PDF, with the Chromium of the system
+	@echo "==> Printing the book"
+	@$(BIN)/python tools/print_book.py
 
 # ----------------------------------------------------------------------------------------------- tests
 

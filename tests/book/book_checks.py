@@ -7,6 +7,7 @@ good page. test_book.py and test_site.py apply them to the book, and to copies w
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -122,6 +123,22 @@ def code_fits_the_page(notebook: NotebookNode) -> Iterator[str]:
             for line in cell.source.splitlines():
                 if len(line) > MAX_COLUMNS:
                     yield f"cell {number} has a line of {len(line)} columns, over {MAX_COLUMNS}: {line}"
+
+
+def shows_what_it_makes(notebook: NotebookNode) -> Iterator[str]:
+    """Yield tables and sentences that are made and not shown, and code that is folded away and shows nothing."""
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        with suppress(SyntaxError):  # which another check names
+            for statement in ast.parse("\n".join(lines)).body[:-1]:
+                made = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+                if made and ast.unparse(statement.value.func) in ("show_table", "say", "source_of"):
+                    yield f"cell {number} makes what only the last line of a cell would show"
+        folded = "hide-input" in cell.metadata.get("tags", [])
+        if folded and not cell.outputs and cell is not code_cells(notebook)[0]:  # which imports
+            yield f"cell {number} is folded away and shows nothing: tag it remove-cell"
 
 
 def calls_the_package(notebook: NotebookNode) -> Iterator[str]:
@@ -267,6 +284,7 @@ CHECKS = {
         figures_are_described,
         figures_name_their_source,
         code_fits_the_page,
+        shows_what_it_makes,
         tables_are_described,
         calls_the_package,
         stands_alone,

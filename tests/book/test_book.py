@@ -227,6 +227,11 @@ FAULTS = {
         shown(text__html="<table><caption>c</caption><tr><th></th><th>a</th></tr></table>"),
     ),
     "a line that the page would scroll": ("code_fits_the_page", source(1, f"x = '{'a' * 80}'")),
+    "a table that is not shown": ("shows_what_it_makes", source(1, "show_table(f, 'c', 'n')\nx = 1")),
+    "a bar with nothing behind it": (
+        "shows_what_it_makes",
+        lambda nb: nb.cells[2].update(outputs=[], metadata={"tags": ["hide-input"]}),
+    ),
     "a long function": ("calls_the_package", source(1, LONG_DEF)),
     "a long class": ("calls_the_package", source(1, LONG_DEF.replace("def f(x)", "class F"))),
     "a backward pass": ("calls_the_package", source(1, "loss.backward()")),
