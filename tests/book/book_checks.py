@@ -54,8 +54,10 @@ def clean_outputs(notebook: NotebookNode) -> Iterator[str]:
         for kind in output.get("data", {}):
             if "widget" in kind or "javascript" in kind:
                 yield f"{place} shows {kind}, which is blank on the page"
-            if kind == "image/svg+xml":
-                yield f"{place} shows SVG, whose text holds the date; use PNG"
+            if kind in ("image/png", "image/jpeg"):
+                yield f"{place} shows {kind}, which is blurred where it is enlarged; see use_style"
+            if kind == "image/svg+xml" and "dc:date" in "".join(output.data[kind]):
+                yield f"{place} shows SVG that holds the date; see use_style"
 
 
 def small(notebook: NotebookNode) -> Iterator[str]:
@@ -126,7 +128,7 @@ def code_fits_the_page(notebook: NotebookNode) -> Iterator[str]:
 
 
 def shows_what_it_makes(notebook: NotebookNode) -> Iterator[str]:
-    """Yield tables and sentences that are made and not shown, and code that is folded away and shows nothing."""
+    """Yield tables and sentences that are made and not shown, and folded code that shows nothing."""
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
