@@ -12,11 +12,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import yaml
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
 from localgpt_core.cli.figures import page_figures
 
+REPOSITORY = yaml.safe_load((Path(__file__).parents[2] / "_config.yml").read_text())["repository"]["url"]
 MAX_BYTES = 1_200_000
 MAX_DEF_STATEMENTS = 7  # with the one that defines
 MAX_COLUMNS = 85  # of code that stands on a page, which at 1400 pixels shows as many
@@ -325,6 +327,8 @@ def site_problems(page: Path, site: Path) -> list[str]:
     searches = html.select("input[type=search]")
     if len(searches) != 1:
         found.append(f"has {len(searches)} search boxes")
+    if not html.select("meta[name=description]") and html.select("article.bd-article h1"):
+        found.append("has no description")
     if html.select(".math") and not html.select("script[src*=mathjax]"):
         found.append("has mathematics and no MathJax")
     for image in html.select("article img"):
@@ -334,7 +338,7 @@ def site_problems(page: Path, site: Path) -> list[str]:
             if not button.get("data-bs-original-title") and not button.find(["svg", "i", "img"]):
                 found.append(f"has an empty button: {str(button)[:80]}")
     for link in html.select(".article-header-buttons a[href], nav a[href], .sidebar-primary-item a[href]"):
-        if is_external(link["href"]):
+        if is_external(link["href"]) and not REPOSITORY:
             found.append(f"has a theme button that leaves the book: {link['href']}")
     for url in [*resources(html), *(link["href"] for link in html.select("a[href]"))]:
         target = unquote(urlsplit(url).path)
