@@ -258,7 +258,7 @@ def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> F
         for i, name in enumerate(("start", "end")):
             style = look(i) | {"linestyle": "none", "markersize": 7}
             ax.plot(table[name], range(len(rows)), label=name, **style)
-        ax.set(xlabel=label)
+        ax.set(xlabel=fill(label, 52 // len(panels)))
         ax.set_yticks(range(len(rows)), [*map(as_text, rows)])
         ax.grid(axis="y", visible=False)
     axes[0, 0].set_ylabel(title)

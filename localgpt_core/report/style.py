@@ -30,7 +30,7 @@ __all__ = [
 
 WIDTH, HEIGHT = 6.6, 3.8  # inches, so narrow that a phone shows the text large enough
 SVG_METADATA = {"Date": None, "Creator": None}  # neither belongs to what is drawn
-INSIDE = 4  # lines that a legend inside the axes still leaves room for
+INSIDE = 3  # lines that a legend inside the axes still leaves room for
 LONG = 48  # characters of a label, of which two no longer stand beside each other
 MARKERS = "osD^vPX*<>hd"
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
@@ -72,7 +72,7 @@ def look(i: int) -> dict[str, object]:
 
 
 def legend(figure: Figure, ax: Axes) -> None:
-    """Add a legend for the lines of ``ax``: inside for up to four, below the axes for more.
+    """Add a legend for the lines of ``ax``: inside for up to three, below the axes for more.
 
     The figure grows by the space that the latter takes.
     """

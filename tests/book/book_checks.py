@@ -273,6 +273,13 @@ def has_exercises(notebook: NotebookNode) -> Iterator[str]:
         yield f"exercise {label} has no solution that is hidden (:class: dropdown)"
 
 
+def leads_on(notebook: NotebookNode) -> Iterator[str]:
+    """Yield that a chapter does not end with a link to what comes next."""
+    *_, last = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    if not re.match(r"## Next\n\n(?s:.*)\[\]\([^)]+\.ipynb\)", last):
+        yield "the last words are no section 'Next' with a link to another page"
+
+
 def says_its_limits(notebook: NotebookNode) -> Iterator[str]:
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     if not re.search(r"(?mi)^#+ .*does not show", text):
@@ -297,7 +304,7 @@ CHECKS = {
 }
 CHAPTER_CHECKS = {
     check.__name__: check
-    for check in (imports_after_its_question, asserts_its_result, has_exercises, says_its_limits)
+    for check in (imports_after_its_question, asserts_its_result, has_exercises, says_its_limits, leads_on)
 }
 
 
@@ -327,6 +334,12 @@ def site_problems(page: Path, site: Path) -> list[str]:
     searches = html.select("input[type=search]")
     if len(searches) != 1:
         found.append(f"has {len(searches)} search boxes")
+    if number := re.match(r"(\d+)-", page.name) if page.parent.name == "chapters" else None:
+        counted = [caption.get_text() for caption in html.select("figcaption .caption-number")]
+        titles = [title.get_text() for title in html.select("article h1")]
+        for text, start in [*((text, "Fig. {}.") for text in counted), *((text, "{}. ") for text in titles)]:
+            if not text.startswith(start.format(int(number[1]))):
+                found.append(f"does not count with its number: {text.strip()}")
     if not html.select("meta[name=description]") and html.select("article.bd-article h1"):
         found.append("has no description")
     if html.select(".math") and not html.select("script[src*=mathjax]"):

@@ -141,6 +141,7 @@ def good_chapter() -> nbformat.NotebookNode:
                 "## Exercises\n\n```{exercise}\n:label: ex-seed\nChange it.\n```\n\n"
                 "```{solution} ex-seed\n:class: dropdown\nSo.\n```\n\n## What this does not show\n\nMuch."
             ),
+            v4.new_markdown_cell("## Next\n\nOn with [](other.ipynb)."),
         ]
     )
 
@@ -275,6 +276,7 @@ FAULTS = {
     "no exercise": ("has_exercises", replaced(4, "```{exercise}", "```{note}")),
     "an open solution": ("has_exercises", replaced(4, ":class: dropdown\n", "")),
     "no solution": ("has_exercises", replaced(4, "{solution} ex-seed", "{solution} ex-other")),
+    "no way on": ("leads_on", replaced(5, "[](other.ipynb)", "the next chapter")),
     "no limits": ("says_its_limits", replaced(4, "## What this does not show", "## Outlook")),
 }
 

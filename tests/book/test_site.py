@@ -73,6 +73,7 @@ FAULTS = {
         '<img src="x.png" alt="../_images/0123456789abcdef0123.png"></article>',
         "alt",
     ),
+    "no description": ('name="description"', 'name="other"', "no description"),
     "a second search box": ("</body>", '<input type="search"></body>', "2 search boxes"),
     "an empty button": ("</body>", '<button class="btn"></button></body>', "empty button"),
     "a dead link": ("</article>", '<a href="nowhere.html">x</a></article>', "does not exist"),
@@ -89,6 +90,14 @@ def test_checks_see_a_planted_fault(site, tmp_path, fault):
     page.write_text(text.replace(before, after, 1))
     found = site_problems(page, tmp_path / "site")
     assert any(message in problem for problem in found), found
+
+
+def test_checks_see_a_chapter_that_counts_otherwise(site, tmp_path):
+    page = tmp_path / "chapters/07-notation.html"
+    page.parent.mkdir()
+    page.write_text((site / "book/chapters/06-grape.html").read_text())
+    found = [problem for problem in site_problems(page, tmp_path) if "count" in problem]
+    assert any("6. GrAPE" in problem for problem in found) and any("Fig. 6.1" in problem for problem in found)
 
 
 def test_checks_see_missing_mathjax(site, tmp_path):
