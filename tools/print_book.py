@@ -141,9 +141,9 @@ def lead_within(writer: PdfWriter, number: int, places: dict[Path, int]) -> None
             link[NameObject("/A")] = DictionaryObject(action)
 
 
-def print_book(out: Path, pages: list[Page]) -> int:
+def print_book(browser, out: Path, pages: list[Page]) -> int:
     """Write the PDF of ``pages`` and return how many sheets it has."""
-    with TemporaryDirectory() as scratch, chromium() as browser:
+    with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for page in pages:
             page.pdf = printed(browser, page.path.as_uri())
@@ -177,7 +177,8 @@ def main() -> None:
         sys.exit(f"printing needs {WHY_NOT}")
     if not (site / "book/intro.html").is_file():
         sys.exit(f"there is no built book in {site}; run make html")
-    sheets = print_book(site / NAME, pages_of(site))
+    with chromium() as browser:
+        sheets = print_book(browser, site / NAME, pages_of(site))
     link_from_intro(site)
     print(f"{site / NAME}: {sheets} pages, {(site / NAME).stat().st_size / 1e6:.1f} MB")
 

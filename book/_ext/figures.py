@@ -25,6 +25,9 @@ WHITE_TEXT = re.compile(r'<g style="fill: #ffffff" (?=transform=)')
 BLACK_TEXT = re.compile(r'<g (?=transform="translate\([^)]*\) (?:rotate\([^)]*\) )?scale\()')
 GROUND = re.compile(r'(<g id="patch_1">\s*<path d="[^"]*" style="fill: )#ffffff')  # that of the whole figure
 ROOT = re.compile(r"<svg(?= )")
+SIZE = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
+SHOWN = re.compile(r'<img (?=[^>]*class="[^"]*\bin-(?:light|dark)\b)(?=[^>]*src="[^"]*?([^"/]+\.svg)")')
+PIXELS = 96 / 72  # of a point
 
 Colour = tuple[float, float, float]
 
@@ -75,6 +78,23 @@ def in_the_dark(svg: str) -> str:
     return ROOT.sub(f'<svg fill="#{hexadecimal(INK)}"', text, count=1)
 
 
+def drawings(app) -> Path:
+    """Return the folder that they are written to."""
+    return Path(app.outdir).parent / "figures"
+
+
+def keep_their_place(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Write the size of every drawing into a page, so that nothing moves when it is fetched at last."""
+
+    def sized(found: re.Match) -> str:
+        size = SIZE.search((drawings(app) / found[1]).read_text(encoding="utf-8"))
+        width, height = (round(float(points) * PIXELS) for points in size.groups())
+        return f'{found[0]}width="{width}" height="{height}" '
+
+    if "body" in context:
+        context["body"] = SHOWN.sub(sized, context["body"])
+
+
 class TwoThemes(SphinxTransform):
     """Put two images in the place of one that is SVG."""
 
@@ -82,7 +102,7 @@ class TwoThemes(SphinxTransform):
 
     def apply(self, **kwargs) -> None:
         """Write both beside what the notebooks' outputs are written to, and refer to them."""
-        folder = Path(self.app.outdir).parent / "figures"
+        folder = drawings(self.app)
         for image in [*self.document.findall(nodes.image)]:
             if not image["uri"].endswith(".svg"):
                 continue
@@ -105,6 +125,7 @@ class TwoThemes(SphinxTransform):
 
 
 def setup(app) -> dict[str, bool]:
-    """Register the transform, after the figures of interactives have been found."""
+    """Register both."""
     app.add_transform(TwoThemes)
+    app.connect("html-page-context", keep_their_place)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -129,3 +129,14 @@ def test_two_images_stand_in_the_place_of_one(svg, tmp_path):
         assert found["uri"].startswith("/_build/figures/")
     written = [(tmp_path / found["uri"][1:]).read_text() for found in (light, dark)]
     assert written == [figures.on_paper(svg), figures.in_the_dark(svg)]
+
+
+def test_a_page_keeps_the_place_of_a_drawing_that_is_not_fetched_yet(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/a.svg").write_text('<svg width="475.2pt" height="273.6pt" viewBox="0 0 1 1"/>')
+    image = '<img loading="lazy" class="own dark-light in-dark" src="../_images/a.svg" alt="x"/>'
+    context = {"body": f'<p>{image}<img class="other" src="../_images/b.svg"/></p>'}
+    figures.keep_their_place(SimpleNamespace(outdir=tmp_path / "html"), "page", "page.html", context, None)
+    sized = image.replace("<img ", '<img width="634" height="365" ')  # 475.2 / 72 inches of 96 pixels
+    assert context["body"] == f'<p>{sized}<img class="other" src="../_images/b.svg"/></p>'
+    figures.keep_their_place(None, "search", "search.html", {}, None)

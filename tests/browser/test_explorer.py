@@ -138,10 +138,12 @@ def test_it_works_by_touch_on_a_narrow_screen(visit):
 def test_without_scripts_and_on_paper_the_figure_stands_in_its_place(visit):
     page = visit(PAGE, java_script_enabled=False)
     assert "in the built book, with scripts" in page.locator(".explorer").text_content().lower()
-    assert page.locator("#rules-curves img").get_attribute("alt")
+    assert page.locator("#rules-curves img.in-light").get_attribute("alt")
     page = visit(PAGE)
     page.emulate_media(media="print")
-    assert not page.locator(".explorer").is_visible() and page.locator("#rules-curves img").is_visible()
+    assert (
+        not page.locator(".explorer").is_visible() and page.locator("#rules-curves img.in-light").is_visible()
+    )
 
 
 def test_it_works_from_a_server(visit, served):

@@ -1,4 +1,4 @@
-"""Every page of the built book in narrow and wide windows, in the light and in the dark theme."""
+"""Every page of the built book in narrow and wide windows, in the light and the dark theme, and on paper."""
 
 from pathlib import Path
 
@@ -38,6 +38,13 @@ WIDER = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
         .filter((one) => one.getBoundingClientRect().right > innerWidth + 1)
         .map((one) => `${one.tagName}.${one.className}`).slice(0, 9)"""
 
+PAPER = round((210 - 34) / 25.4 * 96 / 0.85)  # CSS pixels of A4's text, printed as tools/print_book.py does
+CUT = """() => [...document.querySelectorAll("article pre")].filter((one) => one.offsetParent)
+    .filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent.slice(0, 80))"""
+# Of every drawing a page has one for each theme, and shows its own.
+OF_THE_OTHER = """(theme) => [...document.querySelectorAll(theme === "dark" ? ".in-light" : ".in-dark")]
+    .filter((one) => one.offsetParent).map((one) => one.getAttribute("alt").slice(0, 60))"""
+
 
 def toc_pages() -> list[str]:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -54,9 +61,12 @@ def problems(page) -> list[str]:
         page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
         page.wait_for_timeout(SETTLED_MS)
         faults = [f"wider than the window: {what}" for what in page.evaluate(WIDER)]
+        faults += [f"a drawing for the other theme: {alt}" for alt in page.evaluate(OF_THE_OTHER, theme)]
         faults += page.evaluate(VIOLATIONS, rules) if rules is not None else []
         found += [f"{theme}, {width} px: {fault}" for fault in faults]
-    return found
+    page.set_viewport_size({"width": PAPER, "height": 900})
+    page.emulate_media(media="print", color_scheme="light")
+    return found + [f"on paper: code is cut: {code}" for code in page.evaluate(CUT)]
 
 
 @pytest.mark.parametrize("path", [*toc_pages(), *OTHERS])
@@ -67,6 +77,15 @@ def test_a_page_can_be_read_in_every_window(visit, path):
 FAULTS = {
     "a picture without a text": ("<img src='data:image/png;base64,iVBORw0KGgo='>", "image-alt"),
     "grey on grey": ("<p style='color: #888; background: #999'>words</p>", "color-contrast"),
+    "a drawing in both themes": (
+        "<img class='in-light' style='display: inline !important' alt='x' src='data:,'>"
+        "<img class='in-dark' style='display: inline !important' alt='x' src='data:,'>",
+        "drawing for the other",
+    ),
+    "code that paper cuts": (
+        "<pre style='white-space: pre !important'>" + "x" * 200 + "</pre>",
+        "code is cut",
+    ),
     "a line that does not wrap": ("<p style='width: 2000px'>wide</p>", "wider than the window"),
 }
 

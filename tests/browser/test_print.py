@@ -1,4 +1,4 @@
-"""The book on paper: one file, with contents and page numbers, in which no line of code is cut."""
+"""The book on paper: one file, with contents, page numbers, and links that lead within it."""
 
 import re
 import sys
@@ -11,9 +11,6 @@ pytestmark = pytest.mark.book
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-WIDTH = round((210 - 34) / 25.4 * 96 / 0.85)  # of the text of A4 at the scale of the print, in CSS pixels
-CUT = """() => [...document.querySelectorAll("article pre")].filter((one) => one.offsetParent)
-    .filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.textContent.slice(0, 80))"""
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +26,14 @@ def pages(print_book, site):
 
 
 @pytest.fixture(scope="module")
-def book(print_book, pages, site, tmp_path_factory):
+def book(browser, print_book, pages, tmp_path_factory):
     """Print three pages, of two parts and none, and return them as pypdf reads them."""
     from pypdf import PdfReader
 
     wanted = ("intro.html", "notation.html", "glossary.html")
     chosen = [page for page in pages if page.path.name in wanted]
     file = tmp_path_factory.mktemp("print") / "book.pdf"
-    assert print_book.print_book(file, chosen) == len(PdfReader(file).pages)
+    assert print_book.print_book(browser, file, chosen) == len(PdfReader(file).pages)
     return PdfReader(file)
 
 
@@ -71,14 +68,6 @@ def test_links_lead_within_the_file_or_to_the_network(book):
     inside = [link for link in links if link.get("/A", {}).get("/S") == "/GoTo"]
     glossary = book.get_destination_page_number(book.outline[-1])
     assert glossary in [book.get_page_number(link["/A"]["/D"][0].get_object()) for link in inside]
-
-
-@pytest.mark.parametrize("path", toc_pages())
-def test_no_line_of_code_is_cut_on_paper(visit, path):
-    page = visit(f"{path}.html")
-    page.set_viewport_size({"width": WIDTH, "height": 1000})
-    page.emulate_media(media="print", color_scheme="light")
-    assert page.evaluate(CUT) == []
 
 
 def test_the_intro_is_linked_with_the_file(print_book, site, tmp_path):

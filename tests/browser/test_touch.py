@@ -40,15 +40,19 @@ def shown(number: float, digits: int = 2) -> str:
 def test_it_takes_the_place_of_its_figure_which_stands_on_paper(visit, name):
     page = opened(visit, name)
     figure = page.locator(f"figure.touch-{name}")
-    assert not figure.locator("img").is_visible()
+    assert not figure.locator("img.in-light").is_visible()
     assert figure.locator("figcaption").is_visible()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    assert not any(image.is_visible() for image in figure.locator("img").all())
     page.emulate_media(media="print")
-    assert figure.locator("img").is_visible() and not figure.locator(".touch").is_visible()
+    assert [image.is_visible() for image in figure.locator("img").all()] == [True, False]
+    assert not figure.locator(".touch").is_visible()
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_without_scripts_the_figure_stands(visit, name):
-    image = visit(PAGES[name], java_script_enabled=False).locator(f"figure.touch-{name} img")
+    image = visit(PAGES[name], java_script_enabled=False).locator(f"figure.touch-{name} img.in-light")
     assert image.is_visible() and len(image.get_attribute("alt")) > 60
     assert image.bounding_box()["height"] > 150
 
