@@ -14,7 +14,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.transforms import SphinxTransform
 
-PAPER = (20, 24, 30)  # the ground of the dark theme
+PAPER = (18, 18, 18)  # the ground of the dark theme
 INK = (236, 238, 242)
 CONTRAST = 4.0  # of a line or a symbol; WCAG 1.4.11 wants 3
 GREY = 12  # the channels of a grey lie no farther apart
@@ -114,11 +114,7 @@ class TwoThemes(SphinxTransform):
                 path.write_text(text, encoding="utf-8")
                 shown = image.deepcopy()
                 shown["uri"] = "/" + relpath(path, self.env.srcdir)
-                # To the theme the former says: as it is in both.
-                shown["classes"] += [
-                    "dark-light",
-                    f"in-{theme}",
-                ]
+                shown["classes"].append(f"in-{theme}")
                 shown["loading"] = "lazy"  # else both are fetched
                 image.parent.insert(image.parent.index(image), shown)
             image.parent.remove(image)

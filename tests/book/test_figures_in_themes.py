@@ -124,7 +124,7 @@ def test_two_images_stand_in_the_place_of_one(svg, tmp_path):
     light, dark = document[0][:2]
     assert document[1] is other and isinstance(document[0][2], nodes.caption)
     for found, theme in ((light, "light"), (dark, "dark")):
-        assert found["classes"] == ["own", "dark-light", f"in-{theme}"]
+        assert found["classes"] == ["own", f"in-{theme}"]
         assert found["alt"] == "what it says" and found["loading"] == "lazy"
         assert found["uri"].startswith("/_build/figures/")
     written = [(tmp_path / found["uri"][1:]).read_text() for found in (light, dark)]
@@ -134,7 +134,7 @@ def test_two_images_stand_in_the_place_of_one(svg, tmp_path):
 def test_a_page_keeps_the_place_of_a_drawing_that_is_not_fetched_yet(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/a.svg").write_text('<svg width="475.2pt" height="273.6pt" viewBox="0 0 1 1"/>')
-    image = '<img loading="lazy" class="own dark-light in-dark" src="../_images/a.svg" alt="x"/>'
+    image = '<img loading="lazy" class="own in-dark" src="../_images/a.svg" alt="x"/>'
     context = {"body": f'<p>{image}<img class="other" src="../_images/b.svg"/></p>'}
     figures.keep_their_place(SimpleNamespace(outdir=tmp_path / "html"), "page", "page.html", context, None)
     sized = image.replace("<img ", '<img width="634" height="365" ')  # 475.2 / 72 inches of 96 pixels
