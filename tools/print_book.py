@@ -119,6 +119,7 @@ def joined(pages: list[Page], front: bytes, numbers: bytes) -> PdfWriter:
     places = {page.path: page.start for page in pages}
     for number, stamp in enumerate(stamps.pages):
         writer.pages[number].merge_page(stamp)
+        writer.pages[number].compress_content_streams()  # which merging has unpacked
         lead_within(writer, number, places)
     writer.compress_identical_objects()
     return writer
