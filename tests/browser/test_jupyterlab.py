@@ -37,7 +37,7 @@ def jupyterlab(tmp_path_factory):
         time.sleep(0.2)
     yield found[0]
     server.terminate()
-    server.wait()
+    server.wait(timeout=SECONDS)
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def notebook(browser, jupyterlab):
             return page
 
         yield opened
-        assert complaints == []
+        # A notebook alone does not know what other pages define: its links to them stay without a target.
+        known = "Cross reference target was not found"
+        assert [complaint for complaint in complaints if known not in complaint] == []
 
 
 def test_a_chapter_is_shown_as_on_its_page(notebook):
