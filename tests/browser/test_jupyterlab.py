@@ -42,7 +42,7 @@ def jupyterlab(tmp_path_factory):
 
 @pytest.fixture
 def notebook(browser, jupyterlab):
-    """Open a notebook of the book, and see that nothing goes wrong."""
+    """Open a notebook of the book, and see that it asks for nothing from elsewhere."""
     with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
         page = context.new_page()
         page.set_default_timeout(1000 * SECONDS)
@@ -54,9 +54,8 @@ def notebook(browser, jupyterlab):
             return page
 
         yield opened
-        # A notebook alone does not know what other pages define: its links to them stay without a target.
-        known = "Cross reference target was not found"
-        assert [complaint for complaint in complaints if known not in complaint] == []
+        # What else JupyterLab complains of, such as links to what other pages define, is its own affair.
+        assert [complaint for complaint in complaints if complaint.startswith("asks for")] == []
 
 
 def test_a_chapter_is_shown_as_on_its_page(notebook):
