@@ -7,21 +7,24 @@ pypdf joins them.
 
 import html
 import io
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
+import yaml
 from bs4 import BeautifulSoup
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject
+
+from localgpt_core.common.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/browser"))
 from driver import WHY_NOT, chromium  # noqa: E402  which finds the browser for the tests, too
 
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 NAME = "localgpt.pdf"
 # What stands in the intro as long as there is no such file, and then.
 WITHOUT = '<p class="as-pdf"></p>'
@@ -148,7 +151,7 @@ def print_book(browser, out: Path, pages: list[Page]) -> int:
         folder = Path(scratch)
         for page in pages:
             page.pdf = printed(browser, page.path.as_uri())
-        title = "Learning without weight transport"
+        title = CONFIG["title"]
         start = count(sheet(browser, folder, title, contents(pages, title)))
         for page in pages:
             page.start, start = start, start + count(page.pdf)
@@ -157,10 +160,10 @@ def print_book(browser, out: Path, pages: list[Page]) -> int:
         flush = dict.fromkeys(MARGINS, "0")
         numbers = sheet(browser, folder, title, stamps, margin=flush, print_background=False)
     writer = joined(pages, front, numbers)
-    writer.add_metadata({"/Title": title, "/Author": "The localgpt authors"})
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    writer.write(temporary)
-    temporary.replace(out)
+    writer.add_metadata({"/Title": title, "/Author": CONFIG["author"]})
+    file = io.BytesIO()
+    writer.write(file)
+    atomic_write(out, file.getvalue())
     return start
 
 

@@ -29,14 +29,16 @@ def lead_out(app, address: str) -> None:
     app.config.sitemap_url_scheme = "{link}"
     app.config.html_theme_options |= {
         "use_repository_button": True,
+        "repository_branch": "main",
         "launch_buttons": {"binderhub_url": BINDER, "notebook_interface": "jupyterlab"},
     }
     app.setup_extension("sphinx_sitemap")
 
 
 def setup(app) -> dict[str, bool]:
-    """Register both."""
+    """Describe the pages, and lead out of the book where that leads anywhere."""
     app.setup_extension("sphinxext.opengraph")
+    app.config.ogp_site_name = app.config.html_title
     app.config.ogp_enable_meta_description = True
     app.config.ogp_social_cards = {"enable": False}
     if address := app.config.html_theme_options.get("repository_url"):

@@ -342,6 +342,8 @@ def site_problems(page: Path, site: Path) -> list[str]:
                 found.append(f"does not count with its number: {text.strip()}")
     if not html.select("meta[name=description]") and html.select("article.bd-article h1"):
         found.append("has no description")
+    if html.select('meta[property="og:site_name"][content="Project name not set"]'):
+        found.append("is of a site without a name")
     if html.select(".math") and not html.select("script[src*=mathjax]"):
         found.append("has mathematics and no MathJax")
     for image in html.select("article img"):

@@ -14,7 +14,8 @@ import published  # noqa: E402  an extension of Sphinx, which is no package
 
 def app(address):
     loaded = []
-    config = SimpleNamespace(html_theme_options={"repository_url": address}, html_baseurl="")
+    options = {"repository_url": address}
+    config = SimpleNamespace(html_theme_options=options, html_baseurl="", html_title="The book")
     return SimpleNamespace(config=config, loaded=loaded, setup_extension=loaded.append)
 
 
@@ -23,7 +24,7 @@ def test_without_an_address_nothing_leads_out():
     published.setup(sphinx)
     assert sphinx.loaded == ["sphinxext.opengraph"] and sphinx.config.html_baseurl == ""
     assert sphinx.config.html_theme_options == {"repository_url": ""}
-    assert sphinx.config.ogp_enable_meta_description is True
+    assert sphinx.config.ogp_enable_meta_description is True and sphinx.config.ogp_site_name == "The book"
 
 
 def test_an_address_gives_the_pages_theirs_buttons_and_a_sitemap():
@@ -35,6 +36,7 @@ def test_an_address_gives_the_pages_theirs_buttons_and_a_sitemap():
     assert (ROOT / "book/_static/final-losses.png").is_file()
     options = sphinx.config.html_theme_options
     assert options["use_repository_button"] and "binderhub_url" in options["launch_buttons"]
+    assert options["repository_branch"] == "main"
 
 
 @pytest.mark.parametrize(
