@@ -123,7 +123,7 @@ execute: corpus  ## re-run every notebook and write its outputs in place
 		$(wildcard book/*.ipynb book/chapters/*.ipynb)
 
 figure: $(READY)  ## draw the README's figure from the records
-	@MPLBACKEND=Agg $(BIN)/python -m localgpt_core.report.losses book/_static/final-losses.png
+	@$(BIN)/python tools/readme_figure.py book/_static/final-losses.png
 
 bench: $(READY)  ## measure the cost of a training step under each rule
 	@$(BIN)/localgpt bench

@@ -20,6 +20,7 @@ __all__ = [
     "SUBSPACE_EMBEDDINGS",
     "WITH_BOTTLENECK",
     "WITH_CODES",
+    "WITH_CONSTRAINT",
     "WITH_FIXED_FEEDBACK",
     "WITH_SIGMOID",
     "WITH_SOFTMAX",
@@ -57,6 +58,10 @@ BETWEEN_LAYERS = (
 WITH_TANGENTS = (
     "needs groups of at least 2 units: of one unit, all of the gradient is radial",
     lambda config: config.vq_backward != "tangent" or config.vq_groups < config.n_embd,
+)
+WITH_CONSTRAINT = (
+    ("needs subspace_mode='constrain'", lambda config: config.subspace_mode == "constrain"),
+    ("has no effect with freeze_emb=True", lambda config: not config.freeze_emb),
 )
 WITH_BOTTLENECK = (
     "has no effect without resid_topk, vq_codes, subspace_rank or resid_bits",

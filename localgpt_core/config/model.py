@@ -26,6 +26,7 @@ from localgpt_core.config.allowed import (
     SUBSPACES,
     WITH_BOTTLENECK,
     WITH_CODES,
+    WITH_CONSTRAINT,
     WITH_FIXED_FEEDBACK,
     WITH_SIGMOID,
     WITH_SOFTMAX,
@@ -156,10 +157,7 @@ class LocalGPTConfig(RuleOptions):
         "free",
         "what embeddings learn: free, anything; constrain, a vector of the subspace each, beside their start",
         choices=SUBSPACE_EMBEDDINGS,
-        needs=(
-            ("needs subspace_mode='constrain'", lambda config: config.subspace_mode == "constrain"),
-            ("has no effect with freeze_emb=True", lambda config: not config.freeze_emb),
-        ),
+        needs=WITH_CONSTRAINT,
     )
     resid_bits: int = option(
         0,

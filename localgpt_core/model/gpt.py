@@ -17,7 +17,7 @@ gets its exact local gradient under every rule: its error is the loss's own deri
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from numbers import Integral
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localgpt_core.bottlenecks import VQResidualDir, quantised
-from localgpt_core.common.modes import evaluation_mode, inputs_of, wide
+from localgpt_core.common.modes import evaluation_mode, inputs_of
 from localgpt_core.common.seeds import generator, normal_like
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import LocalGPTConfig
@@ -36,42 +36,11 @@ from localgpt_core.layers.feedback_points import ReadingPoint
 from localgpt_core.layers.linear import LocalLinear
 from localgpt_core.layers.norms import gain
 from localgpt_core.model.blocks import INIT_STD, Block, Cache, layer_norm
+from localgpt_core.model.next_token import WINDOWS, drawn, probabilities_of
 from localgpt_core.parallel.parts import WHOLE, DropsOut, Split
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 
 __all__ = ["LocalGPT"]
-
-
-def _probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """Return the probabilities (B, V) of the next token, those beyond the ``top_k`` largest logits zero."""
-    scaled = (logits / temperature).float()
-    # Where that overflows, what is left is the distance to the largest, of which softmax knows no more.
-    distance = wide(logits) - wide(logits).amax(dim=-1, keepdim=True)
-    distance = torch.where(distance == 0, 0.0, distance.double() / temperature)
-    overflows = ~scaled.isfinite().all(dim=-1, keepdim=True)
-    scaled = torch.where(overflows, distance.float(), scaled)
-    if top_k is not None:
-        floor = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        scaled = scaled.masked_fill(logits < floor, -torch.inf)
-    return torch.softmax(scaled, dim=-1)
-
-
-def _drawn(probabilities: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    """Return one token (B,) per row of ``probabilities`` (B, V)."""
-    if not isinstance(generator, Sequence):
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    rows = zip(probabilities, generator, strict=True)
-    return torch.cat([torch.multinomial(row, 1, generator=source) for row, source in rows])
-
-
-def _half(n: int, block_size: int) -> int:
-    """Return the length of the context after n tokens that is cut to its half whenever it is full."""
-    half = (block_size + 1) // 2
-    return n if n <= block_size else half + (n - block_size - 1) % (block_size - half + 1)
-
-
-# How many of the n tokens so far the next one is drawn from.
-WINDOWS: dict[str, Callable[[int, int], int]] = {"exact": min, "halves": _half}
 
 
 class LocalGPT(DropsOut, nn.Module):
@@ -292,6 +261,6 @@ class LocalGPT(DropsOut, nn.Module):
                 if first != start:
                     start, caches = first, [{} for _ in self.blocks]
                 logits = self.logits(text[:, cached:n], caches)
-                probabilities = _probabilities(logits[:, -1], temperature, top_k)
-                text[:, n] = _drawn(probabilities, generator)
+                probabilities = probabilities_of(logits[:, -1], temperature, top_k)
+                text[:, n] = drawn(probabilities, generator)
         return text

@@ -3,7 +3,6 @@
 Losses are in nats per character, on the validation split or the part of it that a run's fields name.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
@@ -16,10 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from localgpt_core.common.validation import require, require_choice
-from localgpt_core.corpus.corpus import load_corpus
-from localgpt_core.corpus.ngrams import floors
 from localgpt_core.model.gpt import LocalGPT
-from localgpt_core.report.results import SuiteResults, load_results
+from localgpt_core.report.results import SuiteResults
 from localgpt_core.report.style import HEIGHT, WIDTH, as_text, draw_seeds, legend, look, use_style, visible
 from localgpt_core.report.tables import interval, require_seeds_once
 
@@ -274,16 +271,3 @@ def start_and_end(panels: Mapping[str, pd.DataFrame], title: str = "layer") -> F
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
-
-
-def _draw_for_readme(path: str) -> None:
-    """Save the README's figure: what feedback alignment ends with, between backprop and a frozen body."""
-    use_style()
-    results = load_results("feedback-alignment")
-    arms = ["bp", "frozen body", "fa gaussian", "fa orthogonal", "fa sparse", "fa ortho_he"]
-    figure = final_losses(results, arms, floors(load_corpus(results.suite.corpus)))
-    figure.savefig(path)
-
-
-if __name__ == "__main__":
-    _draw_for_readme(sys.argv[1])

@@ -1,0 +1,16 @@
+"""Draw the README's figure from the records, into the file that is named: `make figure`."""
+
+import sys
+
+import matplotlib
+
+from localgpt_core.report.losses import final_losses
+from localgpt_core.report.results import load_results
+from localgpt_core.report.style import use_style
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")  # no window
+    use_style()
+    results = load_results("feedback-alignment")
+    arms = ["bp", "frozen body", "fa gaussian", "fa orthogonal", "fa sparse", "fa ortho_he"]
+    final_losses(results, arms, results.floors()).savefig(sys.argv[1])
