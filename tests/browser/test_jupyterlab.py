@@ -1,10 +1,13 @@
 """The book in a real JupyterLab: a chapter is shown as on its page, and a page runs from top to bottom."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,13 +33,18 @@ def jupyterlab(tmp_path_factory):
     command += ["--LabApp.app_settings_dir=book/_lab", "--ServerApp.port=0", "--IdentityProvider.token=x"]
     said = root / "said"
     with open(said, "w") as file:
-        server = subprocess.Popen(command, cwd=root, stdout=file, stderr=file)
+        server = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, start_new_session=True)
     end = time.monotonic() + SECONDS
     while not (found := re.search(r"http://(?:localhost|127\.0\.0\.1):\d+", said.read_text())):
         assert time.monotonic() < end and server.poll() is None, said.read_text()
         time.sleep(0.2)
     yield found[0]
     server.terminate()
+    # A server that still starts a kernel may not hear it; nothing of it is needed any more.
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=10)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
     server.wait(timeout=SECONDS)
 
 

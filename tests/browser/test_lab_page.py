@@ -103,6 +103,8 @@ def test_without_scripts_there_is_a_text_and_a_figure(site):
 
 
 def test_other_pages_do_not_load_the_lab(site):
-    assert "_static/lab/" in (site / PAGE).read_text(encoding="utf-8")
+    assert "_static/lab/page/" in (site / PAGE).read_text(encoding="utf-8")
     others = [page for page in site.rglob("*.html") if page != site / PAGE]
-    assert others and [page for page in others if "_static/lab/" in page.read_text(encoding="utf-8")] == []
+    assert (
+        others and [page for page in others if "_static/lab/page/" in page.read_text(encoding="utf-8")] == []
+    )
