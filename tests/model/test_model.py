@@ -14,6 +14,7 @@ from localgpt_core import FrozenSubspace, HardTopK, LocalGPT, LocalGPTConfig, VQ
 from localgpt_core.bottlenecks import quantised
 from localgpt_core.model import gpt as model_module
 from localgpt_core.model.blocks import Attention, Block
+from localgpt_core.model.next_token import WINDOWS
 from localgpt_core.rules.feedback import HoldsFeedback, feedback_drawn_later
 
 V, C, BLOCK = SIZES["vocab_size"], SIZES["n_embd"], SIZES["block_size"]
@@ -472,9 +473,9 @@ def lengths_of_halves(block_size, last):
 @pytest.mark.parametrize("case", [*MODES, "everything-sigmoid"])
 def test_every_token_is_drawn_from_the_context_that_is_documented(case, block_size, window, monkeypatch):
     model = make_model(**MODEL_CASES[case], block_size=block_size, dropout=0.2)
-    seen, inner = [], model_module._probabilities
+    seen, inner = [], model_module.probabilities_of
     monkeypatch.setattr(
-        model_module, "_probabilities", lambda logits, *more: seen.append(logits) or inner(logits, *more)
+        model_module, "probabilities_of", lambda logits, *more: seen.append(logits) or inner(logits, *more)
     )
     for prompt in (1, block_size, block_size + 1, 2 * block_size + 3):
         idx, new = torch.randint(V, (B, prompt)), 3 * block_size + 2
@@ -490,10 +491,10 @@ def test_every_token_is_drawn_from_the_context_that_is_documented(case, block_si
 
 
 def test_the_contexts_of_halves_are_between_a_half_and_a_whole_block():
-    assert [model_module._half(n, 4) for n in range(1, 12)] == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
-    assert [model_module._half(n, 5) for n in range(1, 12)] == [1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5]
-    assert [model_module._half(n, 1) for n in range(1, 4)] == [1, 1, 1]
-    assert [model_module._half(n, 2) for n in range(1, 7)] == [1, 2, 1, 2, 1, 2]
+    assert [WINDOWS["halves"](n, 4) for n in range(1, 12)] == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
+    assert [WINDOWS["halves"](n, 5) for n in range(1, 12)] == [1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5]
+    assert [WINDOWS["halves"](n, 1) for n in range(1, 4)] == [1, 1, 1]
+    assert [WINDOWS["halves"](n, 2) for n in range(1, 7)] == [1, 2, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("window", ["exact", "halves"])
@@ -603,12 +604,12 @@ def test_an_infinite_temperature_makes_the_likeliest_tokens_equally_likely(tempe
 def test_probabilities_at_a_usual_temperature_are_the_plain_softmax_to_the_last_bit(temperature, dtype):
     logits = 3 * normal(50, V, dtype=dtype)
     plain = torch.softmax((logits / temperature).float(), dim=-1)
-    assert torch.equal(model_module._probabilities(logits, temperature, None), plain)
+    assert torch.equal(model_module.probabilities_of(logits, temperature, None), plain)
 
 
 def test_logits_that_overflow_beside_others_leave_those_as_they_are():
     logits = torch.tensor([[3e38, 1.0, 2.9e38], [0.5, 1.0, -torch.inf]])
-    found = model_module._probabilities(logits, 0.5, None)
+    found = model_module.probabilities_of(logits, 0.5, None)
     assert found[0].tolist() == [1, 0, 0]
     torch.testing.assert_close(found[1], torch.softmax(torch.tensor([1.0, 2.0, -torch.inf]), -1))
 
