@@ -81,6 +81,12 @@ MODEL_CASES: dict[str, dict] = {
     "resid_bits": {"resid_bits": 4},
     "subspace": {"subspace_rank": 4},
     "subspace-constrain": {"subspace_rank": 4, "subspace_mode": "constrain"},
+    "subspace-practised": {
+        "subspace_rank": 4,
+        "subspace_mode": "constrain",
+        "subspace_embeddings": "constrain",
+        "bottleneck_at": "0",
+    },
     "bottleneck-first": {"resid_topk": 5, "vq_codes": 11, "subspace_rank": 8, "bottleneck_at": "0"},
     "gates-rezero": {"gated_blocks": True, "gate_start": 0.0},
     "everything-sigmoid": {

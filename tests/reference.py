@@ -130,7 +130,9 @@ class Reference:
         config = self.config
         gate = {part: self.p.get(f"{name}.alpha_{part}", 1.0) for part in ("attn", "mlp")}
         q = self.buffers.get(f"{name}.subspace.Q")
-        constrains = config.subspace_mode == "constrain"
+        at = [int(part) for part in config.bottleneck_at.split(",") if part] or range(config.n_layer)
+        narrow = int(name.rpartition(".")[2]) in at
+        constrains = config.subspace_mode == "constrain" and narrow
 
         def written(y: Tensor) -> Tensor:
             return torch.einsum("btc,cr,dr->btd", y, q, q) if constrains else y
@@ -139,8 +141,7 @@ class Reference:
         if config.dfa_granularity == "sublayer":
             x = self.point(f"{name}.feedback_attn", x)
         x = x + gate["mlp"] * written(self.mlp(f"{name}.mlp", self.norm(f"{name}.ln2", x)))
-        at = [int(part) for part in config.bottleneck_at.split(",") if part] or range(config.n_layer)
-        if int(name.rpartition(".")[2]) in at:
+        if narrow:
             x = winners(x, config.resid_topk)
             if config.vq_codes:
                 x = quantised(x, self.buffers[f"{name}.vq.codebook"], config)
@@ -153,9 +154,16 @@ class Reference:
         return x
 
     def logits(self, idx: Tensor) -> Tensor:
+        config = self.config
         positions = torch.arange(idx.shape[1])
-        x = self.p["tok_emb.weight"][idx] + self.p["pos_emb.weight"][positions]
-        for i in range(self.config.n_layer):
+        learnt = {name: self.p[f"{name}.weight"] for name in ("tok_emb", "pos_emb")}
+        if config.subspace_embeddings == "constrain":
+            q = self.buffers["blocks.0.subspace.Q"]
+            for name, now in learnt.items():
+                first = self.buffers[f"{name}_start"]
+                learnt[name] = first + torch.einsum("vc,cr,dr->vd", now - first, q, q)
+        x = learnt["tok_emb"][idx] + learnt["pos_emb"][positions]
+        for i in range(config.n_layer):
             x = self.block(f"blocks.{i}", x)
         return self.linear("head", self.norm("ln_f", x))
 

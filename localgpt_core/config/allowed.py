@@ -17,6 +17,7 @@ __all__ = [
     "ONLY_BOTTLENECK",
     "SIGMOID_BIASES",
     "SUBSPACES",
+    "SUBSPACE_EMBEDDINGS",
     "WITH_BOTTLENECK",
     "WITH_CODES",
     "WITH_FIXED_FEEDBACK",
@@ -41,6 +42,7 @@ CODE_NORMS = ("token", "fixed")
 CODE_BACKWARDS = ("identity", "tangent", "rotation")
 MOST_BITS = 8  # of a number that is rounded
 SUBSPACES = ("project", "constrain")
+SUBSPACE_EMBEDDINGS = ("free", "constrain")
 
 WITH_SIGMOID = (
     "has no effect with attn_mode='softmax'; needs attn_mode='sigmoid'",

@@ -22,6 +22,7 @@ from localgpt_core.config.allowed import (
     MOST_BITS,
     ONLY_BOTTLENECK,
     SIGMOID_BIASES,
+    SUBSPACE_EMBEDDINGS,
     SUBSPACES,
     WITH_BOTTLENECK,
     WITH_CODES,
@@ -151,6 +152,15 @@ class LocalGPTConfig(RuleOptions):
         choices=SUBSPACES,
         needs=("has no effect without subspace_rank", lambda config: config.subspace_rank > 0),
     )
+    subspace_embeddings: str = option(
+        "free",
+        "what embeddings learn: free, anything; constrain, a vector of the subspace each, beside their start",
+        choices=SUBSPACE_EMBEDDINGS,
+        needs=(
+            ("needs subspace_mode='constrain'", lambda config: config.subspace_mode == "constrain"),
+            ("has no effect with freeze_emb=True", lambda config: not config.freeze_emb),
+        ),
+    )
     resid_bits: int = option(
         0,
         "bits that every number of the block's output is rounded to, on a scale of its token; 0 = off",
@@ -161,13 +171,7 @@ class LocalGPTConfig(RuleOptions):
     bottleneck_at: str = option(
         "",
         "blocks with a bottleneck at their end, such as 0,2; empty = all",
-        needs=(
-            WITH_BOTTLENECK,
-            (
-                "has no effect with subspace_mode='constrain', which needs every block",
-                lambda config: config.subspace_mode == "project",
-            ),
-        ),
+        needs=WITH_BOTTLENECK,
     )
     gated_blocks: bool = option(False, "a learned scalar gate per block and sublayer")
     gate_start: float = option(
@@ -232,6 +236,9 @@ class LocalGPTConfig(RuleOptions):
         numbers = block_numbers("bottleneck_at", self.bottleneck_at, self.n_layer)
         every = len(numbers) == self.n_layer
         require(not every, "bottleneck_at", self.bottleneck_at, "are all blocks, which is written as ''")
+        if self.subspace_mode == "constrain":
+            allowed = "must be the first blocks with subspace_mode='constrain': what one writes outside stays"
+            require(numbers == [*range(len(numbers))], "bottleneck_at", self.bottleneck_at, allowed)
 
     @property
     def rule(self) -> RuleOptions:

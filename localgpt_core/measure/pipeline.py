@@ -12,10 +12,11 @@ Numbers take 16 bits, unless told. Forward, the cheapest description of the stre
 
 Backward, the error of the stream: as many numbers as can arrive at what lies below. A masked or projected
 gradient has k or r of them, as places and subspace are known above too. Under the constraint the blocks below
-need r, but trained embeddings all C. At codes and rounded numbers it is all C: what a codebook's backward
-pass takes out of the gradient lies along the stream as it was before, which only the stage below knows.
-Direct feedback between (sub)layers sends nothing back; the output's error, 16 V, goes to all stages at once.
-Where every point has the matrix of the head, the last stage can multiply by it, and 16 min(C, V) go.
+need r, but trained embeddings all C, unless they learn in the subspace. At codes and rounded numbers it is
+all C: what a codebook's backward pass takes out of the gradient lies along the stream as it was before, which
+only the stage below knows. Direct feedback between (sub)layers sends nothing back; the output's error, 16 V,
+goes to all stages at once. Where every point has the matrix of the head, the last stage can multiply by it,
+and 16 min(C, V) go.
 
 A rule that follows the network's Jacobian also sends tangents forward. Each has as many numbers as an error
 that goes back: the same places and subspaces hold for it. Of codes it needs fewer, which is not counted.
@@ -70,7 +71,7 @@ def stage_message(config: LocalGPTConfig, block: int, bits: int = BITS) -> Stage
         forward.append(config.resid_bits * C + bits)
     if r:
         forward.append(bits * r + (math.ceil(math.log2(V)) if constrained else 0))
-        if not constrained or config.freeze_emb:
+        if not constrained or config.freeze_emb or config.subspace_embeddings == "constrain":
             numbers.append(r)
     direct = RULES[config.method].error == "output"
     cut = direct and config.dfa_granularity != "layer"

@@ -209,7 +209,7 @@ class Block(nn.Module):
         narrow = config.has_bottleneck(index)
         if config.resid_topk and narrow:
             self.winners = TopK(config.resid_topk)
-        self.constrains = config.subspace_mode == "constrain"
+        self.constrains = config.subspace_mode == "constrain" and narrow
         if config.vq_codes and narrow:
             seed = None if config.vq_shared else index
             options = {"groups": config.vq_groups, "rms": config.vq_rms, "backward": config.vq_backward}

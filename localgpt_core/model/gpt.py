@@ -7,7 +7,9 @@ r"""LocalGPT: nanoGPT's decoder in which every linear layer is a `LocalLinear`.
     logits = head(ln_f(x))                                                                (B, T, V)
 
 With ``subspace_mode="constrain"`` the projection acts on what attn and mlp write instead, so that the stream
-is the embeddings plus a vector of the subspace.
+is the embeddings plus a vector of the subspace. With ``subspace_embeddings="constrain"`` it acts on what the
+embeddings have learnt, too: x = e_0 + (e - e_0) Q Q^T, where e_0 is what they started as, and no block has to
+be told how they have changed.
 
 Under a rule that uses the output's error, the layers leave taps in a list that goes through the forward pass
 beside x; the model publishes the error into them at the head (`localgpt_core.layers.linear`). The head itself
@@ -103,6 +105,13 @@ class LocalGPT(DropsOut, nn.Module):
         with nullcontext() if device is None else torch.device(device), feedback_drawn_later():
             self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd, dtype=dtype)
             self.pos_emb = nn.Embedding(config.block_size, config.n_embd, dtype=dtype)
+            if config.subspace_embeddings == "constrain":
+                self.register_buffer(
+                    "tok_emb_start", torch.empty_like(self.tok_emb.weight, requires_grad=False)
+                )
+                self.register_buffer(
+                    "pos_emb_start", torch.empty_like(self.pos_emb.weight, requires_grad=False)
+                )
             self.blocks = nn.ModuleList(Block(config, index, dtype) for index in range(config.n_layer))
             self.ln_f = layer_norm(config, dtype)
             head = {"is_output": True, "dtype": dtype}
@@ -114,6 +123,9 @@ class LocalGPT(DropsOut, nn.Module):
             if isinstance(place, ReadingPoint):
                 place.source = self.output_matrix
             place.reset_feedback(feedback_seed, "feedback", index)
+        if config.subspace_embeddings == "constrain":
+            self.tok_emb_start.copy_(self.tok_emb.weight.detach())
+            self.pos_emb_start.copy_(self.pos_emb.weight.detach())
         if config.freeze_emb:
             self.tok_emb.requires_grad_(False)
             self.pos_emb.requires_grad_(False)
@@ -162,12 +174,19 @@ class LocalGPT(DropsOut, nn.Module):
         end = start + idx.shape[1]
         allowed = f"must be at most block_size={self.config.block_size}"
         require(end <= self.config.block_size, "T", end, allowed)
-        x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
-        x = self.dropout(x)
+        x = self.dropout(self.embedded(idx, start, end))
         taps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             x = block(x, taps, None if caches is None else caches[i])
         return publish_error(self.head(self.ln_f(x), taps), taps)
+
+    def embedded(self, idx: Tensor, start: int, end: int) -> Tensor:
+        """Return the embeddings (B, T, C) of tokens at the positions from ``start`` up to ``end``."""
+        x = self.tok_emb(idx) + self.pos_emb.weight[start:end]
+        if self.config.subspace_embeddings == "free":
+            return x
+        first = functional.embedding(idx, self.tok_emb_start) + self.pos_emb_start[start:end]
+        return first + self.blocks[0].subspace(x - first)
 
     def output_matrix(self) -> Tensor:
         """Return W diag(gain) (V x C), the head's weight times the last norm's gain."""

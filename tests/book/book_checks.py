@@ -5,9 +5,11 @@ good page. test_book.py and test_site.py apply them to the book, and to copies w
 """
 
 import ast
+import gzip
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -335,11 +337,18 @@ def site_problems(page: Path, site: Path) -> list[str]:
     if len(searches) != 1:
         found.append(f"has {len(searches)} search boxes")
     if number := re.match(r"(\d+)-", page.name) if page.parent.name == "chapters" else None:
-        counted = [caption.get_text() for caption in html.select("figcaption .caption-number")]
-        titles = [title.get_text() for title in html.select("article h1")]
-        for text, start in [*((text, "Fig. {}.") for text in counted), *((text, "{}. ") for text in titles)]:
-            if not text.startswith(start.format(int(number[1]))):
-                found.append(f"does not count with its number: {text.strip()}")
+        starts = {
+            "article h1": "{}. ",
+            "caption .caption-number": "Table {}.",
+            "figcaption .caption-number": "Fig. {}.",
+        }
+        for selector, start in starts.items():
+            for text in (shown.get_text() for shown in html.select(selector)):
+                if not text.startswith(start.format(int(number[1]))):
+                    found.append(f"does not count with its number: {text.strip()}")
+    found += table_problems(html)
+    if (weight := page_weight(page, html)) > HEAVIEST_PAGE:
+        found.append(f"weighs {weight / 1e6:.2f} MB")
     if not html.select("meta[name=description]") and html.select("article.bd-article h1"):
         found.append("has no description")
     if html.select('meta[property="og:site_name"][content="Project name not set"]'):
@@ -363,6 +372,41 @@ def site_problems(page: Path, site: Path) -> list[str]:
     return found
 
 
+def table_problems(html: BeautifulSoup) -> list[str]:
+    """Return the tables without a number, and the links that call one by another than its own."""
+    found = []
+    numbers = {}
+    for table in html.select("article table[id]"):
+        number = table.select_one("caption .caption-number")
+        if number is None:
+            found.append(f"has a table without a number: {table['id']}")
+        else:
+            numbers[f"#{table['id']}"] = number.get_text(strip=True)
+    for link in html.select('article a[href^="#T_"]'):
+        name = " ".join(link.get_text().split())
+        if numbers.get(link["href"]) != name:
+            found.append(f"calls {name} what is {numbers.get(link['href'])}: {link['href']}")
+    return found
+
+
+def page_weight(page: Path, html: BeautifulSoup) -> int:
+    """Return the bytes that a server sends for a page with all it loads, compressed as servers do.
+
+    Of a drawing that is there for two themes one is sent. What a script fetches later, such as a font of
+    MathJax, is not in it.
+    """
+    dark = {image["src"] for image in html.select("img.in-dark")}
+    loaded = {(page.parent / unquote(urlsplit(url).path)).resolve() for url in {*resources(html)} - dark}
+    return sum(map(sent_bytes, {page.resolve(), *(file for file in loaded if file.is_file())}))
+
+
+@cache
+def sent_bytes(file: Path) -> int:
+    """Return the size of ``file``, compressed unless it is already."""
+    content = file.read_bytes()
+    return len(content) if file.suffix in (".png", ".woff", ".woff2") else len(gzip.compress(content, 6))
+
+
 def resources(html: BeautifulSoup) -> list[str]:
     """Return the addresses that a browser loads together with the page."""
     urls = [link["href"] for link in html.select("link[href]") if not set(link["rel"]) & NOT_LOADED]
@@ -375,6 +419,7 @@ def resources(html: BeautifulSoup) -> list[str]:
     return urls
 
 
+HEAVIEST_PAGE = 1_500_000  # bytes
 INLINE_LOAD = r"""(?:@import|url\(|import|src\s*=)\s*\(?["']?(https?://[^"')\s]+)"""
 NOT_LOADED = {"next", "prev", "index", "search", "canonical", "author", "license", "alternate", "help"}
 

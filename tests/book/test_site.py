@@ -100,6 +100,35 @@ def test_checks_see_a_chapter_that_counts_otherwise(site, tmp_path):
     assert any("6. GrAPE" in problem for problem in found) and any("Fig. 6.1" in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Table 6.2 ", "Table 7.2 ", "does not count with its number: Table 7.2"),
+        ('<span class="caption-number">Table 6.2 </span>', "", "a table without a number: T_ch06-cost"),
+        (">Table 6.5<", ">Table 6.4<", "calls Table 6.4 what is Table 6.5: #T_ch06-growth-table"),
+    ],
+)
+def test_checks_see_a_table_with_another_number(site, tmp_path, before, after, message):
+    page = tmp_path / "chapters/06-grape.html"
+    page.parent.mkdir()
+    text = (site / "book/chapters/06-grape.html").read_text()
+    assert before in text
+    page.write_text(text.replace(before, after, 1))
+    assert any(message in problem for problem in site_problems(page, tmp_path))
+
+
+def test_a_page_weighs_what_is_sent_for_it_once(tmp_path):
+    content = os.urandom(1_400_000)
+    for name in ("a.png", "dark.svg", "late.woff"):
+        (tmp_path / name).write_bytes(content)
+    page = tmp_path / "page.html"
+    images = '<img src="a.png" alt="a"><img src="a.png" alt="b"><img class="in-dark" src="dark.svg" alt="c">'
+    page.write_text(images)
+    assert not any("weighs" in problem for problem in site_problems(page, tmp_path))
+    page.write_text(images.replace(' class="in-dark"', ""))
+    assert "weighs 2.80 MB" in site_problems(page, tmp_path)
+
+
 def test_checks_see_missing_mathjax(site, tmp_path):
     page = tmp_path / "notation.html"
     page.write_text((site / "book/notation.html").read_text().replace("mathjax", "other"))

@@ -17,6 +17,7 @@ from localgpt_core.config import PRESETS, build, preset
 from localgpt_core.training.step import build_model, build_optimizer, learning_rate, training_step
 
 SOFTMAX = {"attn_mode": "softmax"}
+CONSTRAINED = {"subspace_rank": 3, "subspace_mode": "constrain"}
 AT_BLOCKS = {"method": "dfa", "dfa_granularity": "block"}
 
 # ------------------------------------------------------------ refusals
@@ -83,6 +84,20 @@ MODEL_REFUSALS = {
         ({"subspace_mode": "cut", "subspace_rank": 3}, "subspace_mode='cut': allowed are 'project', "),
         ({"subspace_mode": "constrain"}, "subspace_mode='constrain': has no effect without subspace_rank"),
     ],
+    "subspace_embeddings": [
+        (
+            {"subspace_embeddings": "cut", "subspace_rank": 3, "subspace_mode": "constrain"},
+            "subspace_embeddings='cut': allowed are 'free', 'constrain'",
+        ),
+        (
+            {"subspace_embeddings": "constrain", "subspace_rank": 3},
+            "subspace_embeddings='constrain': needs subspace_mode='constrain'",
+        ),
+        (
+            {"subspace_embeddings": "constrain", "freeze_emb": True} | CONSTRAINED,
+            "subspace_embeddings='constrain': has no effect with freeze_emb=True",
+        ),
+    ],
     "gate_start": [
         ({"gate_start": 0.0}, "gate_start=0.0: has no effect without gated_blocks=True"),
         ({"gate_start": math.inf, "gated_blocks": True}, "gate_start=inf: must be finite"),
@@ -95,8 +110,8 @@ MODEL_REFUSALS = {
         ),
         ({"bottleneck_at": "0,1", "vq_codes": 3}, "bottleneck_at='0,1': are all blocks, which is written as"),
         (
-            {"bottleneck_at": "0", "subspace_rank": 3, "subspace_mode": "constrain"},
-            "bottleneck_at='0': has no effect with subspace_mode='constrain', which needs every block",
+            {"bottleneck_at": "1", "subspace_rank": 3, "subspace_mode": "constrain"},
+            "bottleneck_at='1': must be the first blocks with subspace_mode='constrain'",
         ),
     ],
     "ste_sigmoid": [({"ste_sigmoid": True, **SOFTMAX}, "ste_sigmoid=True: has no effect with attn_mode=")],
@@ -399,6 +414,7 @@ DIFFERENCES = {
     "vq_backward": ({"vq_codes": 5}, "rotation"),
     "resid_bits": ({}, 3),
     "subspace_mode": ({"subspace_rank": 5}, "constrain"),
+    "subspace_embeddings": (CONSTRAINED, "constrain"),
     "bottleneck_at": ({"vq_codes": 5}, "1"),
     "gate_start": ({"gated_blocks": True}, 0.5),
     "freeze_emb": ({}, True),
@@ -475,6 +491,7 @@ OPTIONS = {
     "vq_backward": st.sampled_from(["identity", "tangent", "rotation"]),
     "resid_bits": few,
     "subspace_mode": st.sampled_from(["project", "constrain"]),
+    "subspace_embeddings": st.sampled_from(["free", "constrain"]),
     "bottleneck_at": st.sampled_from(["", "0", "1", "0,1", "2"]),
     "gate_start": st.sampled_from([1.0, 0.0]),
     "fuse_attn_local": st.booleans(),

@@ -27,6 +27,7 @@ CASES = [
     ({"subspace_rank": 4}, (64, 64, 0)),
     ({"subspace_rank": 4, "subspace_mode": "constrain"}, (64 + 3, 192, 0)),
     ({"subspace_rank": 4, "subspace_mode": "constrain", "freeze_emb": True}, (64 + 3, 64, 0)),
+    ({"subspace_rank": 4, "subspace_mode": "constrain", "subspace_embeddings": "constrain"}, (64 + 3, 64, 0)),
     ({"resid_topk": 3, "vq_codes": 1000, "subspace_rank": 2}, (26, 32, 0)),
     ({"method": "dfa"}, (192, 192, 112)),
     ({"method": "dfa", "dfa_granularity": "sublayer"}, (192, 0, 112)),

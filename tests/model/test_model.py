@@ -52,6 +52,8 @@ def listed_names(config: LocalGPTConfig) -> set[str]:
             names |= {f"blocks.{i}.vq.codebook"}
         if config.subspace_rank and narrow:
             names |= {f"blocks.{i}.subspace.Q"}
+    if config.subspace_embeddings == "constrain":
+        names |= {"tok_emb_start", "pos_emb_start"}
     names |= {f"{norm}.{part}" for norm in norms for part in NORM_NAMES[config.ln_mode]}
     if config.method in buffer:
         names |= {f"{layer}.{buffer[config.method]}" for layer in layers}
@@ -680,6 +682,39 @@ def test_the_constraint_is_one_on_the_output_matrices():
         P = block.subspace.Q @ block.subspace.Q.T
         for name in (f"blocks.{i}.attn.o_proj.weight", f"blocks.{i}.mlp.proj.weight"):
             torch.testing.assert_close(gradients[name], P @ expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_embeddings_that_are_constrained_learn_in_the_subspace_alone():
+    options = {"subspace_rank": 4, "subspace_mode": "constrain", "subspace_embeddings": "constrain"}
+    model, (idx, targets) = make_model(**options), make_batch()
+    Q, T = model.blocks[0].subspace.Q, idx.shape[1]
+    # `make_model` has moved the weights: what is used lies in the subspace, seen from the start.
+    first = model.tok_emb_start[idx] + model.pos_emb_start[:T]
+    whole = model.tok_emb(idx) + model.pos_emb.weight[:T]
+    assert (whole - first).norm() > 0.1
+    expected = first + (whole - first) @ Q @ Q.T
+    torch.testing.assert_close(model.embedded(idx, 0, T), expected, rtol=1e-6, atol=1e-7)
+    for name in ("tok_emb.weight", "pos_emb.weight"):
+        gradient = model_gradients(model, idx, targets)[name]
+        assert gradient.norm() > 0 and (gradient @ Q @ Q.T - gradient).norm() < 1e-6 * gradient.norm()
+    # At its start the model is the one with free embeddings.
+    torch.manual_seed(7)
+    fresh = LocalGPT(LocalGPTConfig(**SIZES, **options))
+    torch.manual_seed(7)
+    free = LocalGPT(LocalGPTConfig(**SIZES, **options | {"subspace_embeddings": "free"}))
+    torch.testing.assert_close(fresh(idx)[0], free(idx)[0])
+    assert torch.equal(fresh.tok_emb_start, fresh.tok_emb.weight)
+
+
+def test_last_blocks_that_are_free_write_outside_of_the_subspace_and_the_first_do_not():
+    model = make_model(subspace_rank=4, subspace_mode="constrain", bottleneck_at="0")
+    idx, _ = make_batch()
+    first, last = model.blocks
+    Q, embedded = first.subspace.Q, model.tok_emb(idx) + model.pos_emb.weight[: idx.shape[1]]
+    x = first(embedded, [])
+    added, free = x - embedded, last(x, []) - x
+    assert (added @ Q @ Q.T - added).norm() < 1e-6 * added.norm()
+    assert (free @ Q @ Q.T - free).norm() > 0.3 * free.norm() and not hasattr(last, "subspace")
 
 
 def test_a_bottleneck_stands_where_it_is_asked_for():

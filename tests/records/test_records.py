@@ -79,6 +79,7 @@ CHANGES = {
     "vq_rms": ({"vq_codes": 5}, "fixed"),
     "vq_backward": ({"vq_codes": 5}, "tangent"),
     "subspace_mode": ({"subspace_rank": 3}, "constrain"),
+    "subspace_embeddings": ({"subspace_rank": 3, "subspace_mode": "constrain"}, "constrain"),
     "bottleneck_at": ({"resid_topk": 3, "n_layer": 2}, "0"),
     "gate_start": ({"gated_blocks": True}, 0.0),
     "freeze_emb": ({}, True),
