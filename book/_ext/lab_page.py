@@ -13,9 +13,10 @@ from localgpt_core import load_corpus
 from localgpt_core.corpus.ngrams import witten_bell
 
 PAGE = "book/train-it-here"
+ENGINE = "kernel random tensors rules model optimizer batches writing run pair"
 SCRIPTS = [
     "lab",
-    *(f"engine/{name}" for name in "kernel random tensors rules model optimizer batches run pair".split()),
+    *(f"engine/{name}" for name in ENGINE.split()),
     "corpus",
     *(f"page/{name}" for name in "worker settings charts controls results page".split()),
 ]

@@ -1,15 +1,20 @@
 """What the pages say of themselves elsewhere, and the ways from them to the repository once there is one.
 
 Every page has a description and OpenGraph's tags, from its first sentences. Where `repository.url` in
-_config.yml holds the address of a repository on GitHub, the pages also have its button and Binder's, their
-own addresses on GitHub Pages, and a sitemap; without it nothing on a page leads out of the book.
+_config.yml holds the address of a repository on GitHub, the pages also have buttons for it, for Binder and
+for Colab (whose cell in the notebooks tools/colab.py writes), their own addresses on GitHub Pages, and a
+sitemap; without it nothing on a page leads out of the book.
 """
 
 from urllib.parse import urlsplit
 
 from sphinx.errors import ConfigError
 
-BINDER = "https://mybinder.org"
+LAUNCH = {
+    "binderhub_url": "https://mybinder.org",
+    "colab_url": "https://colab.research.google.com",
+    "notebook_interface": "jupyterlab",
+}
 
 
 def pages_address(repository: str) -> str:
@@ -30,7 +35,7 @@ def lead_out(app, address: str) -> None:
     app.config.html_theme_options |= {
         "use_repository_button": True,
         "repository_branch": "main",
-        "launch_buttons": {"binderhub_url": BINDER, "notebook_interface": "jupyterlab"},
+        "launch_buttons": LAUNCH,
     }
     app.setup_extension("sphinx_sitemap")
 

@@ -39,8 +39,13 @@ __all__ = [
 LOSS = "validation loss (nats per character)"
 
 
-def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool = True) -> None:
-    """Draw the n-gram floors that fall inside the axes, each with its name if ``named``."""
+def _floors(
+    ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool = True, inside: bool = False
+) -> None:
+    """Draw the n-gram floors that fall inside the axes, each with its name if ``named``.
+
+    The name stands behind the end of its line, or, ``inside`` the axes, on its start.
+    """
     low, high = sorted(ax.get_ylim() if horizontal else ax.get_xlim())
     transform = ax.get_yaxis_transform() if horizontal else ax.get_xaxis_transform()
     last_in_row: list[float] = []
@@ -51,7 +56,13 @@ def _floors(ax: Axes, floors: Mapping[str, float], horizontal: bool, named: bool
         line(loss, color="0.45", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
         if not named:
             continue
-        side = {"ha": "left", "va": "center"} if horizontal else {"ha": "center", "va": "bottom"}
+        if inside:
+            place = (0.0, loss)
+        side = (
+            {"ha": "left", "va": "bottom" if inside else "center"}
+            if horizontal
+            else {"ha": "center", "va": "bottom"}
+        )
         # Beside each other, a name that would touch the one before it moves up to the first row with room.
         taken = [not horizontal and loss - last < 0.12 * (high - low) for last in last_in_row]
         row = [*taken, False].index(False)
@@ -98,13 +109,14 @@ def loss_curves(
         ax.set_xlabel(AXES[quantity] if len(shown) == 1 else fill(AXES[quantity], 22))
         if top is not None:
             ax.set_ylim(top=top)
-    for ax in axes[0]:
-        _floors(ax, floors, horizontal=True, named=ax is axes[0, -1])
-    axes[0, 0].set_ylabel(LOSS)
     if len(shown) == 1:
-        legend(figure, axes[0, 0])
+        inside = legend(figure, axes[0, 0])
     else:
+        inside = False
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for ax in axes[0]:
+        _floors(ax, floors, horizontal=True, named=ax is axes[0, -1], inside=inside)
+    axes[0, 0].set_ylabel(LOSS)
     return figure
 
 
@@ -163,8 +175,7 @@ def loss_over(
         ax.set_xticks(sorted(table[x].unique()), [f"{value:g}" for value in sorted(table[x].unique())])
         ax.minorticks_off()
     ax.set(xlabel=xlabel, ylabel=LOSS)
-    legend(figure, ax)
-    _floors(ax, floors, horizontal=True)
+    _floors(ax, floors, horizontal=True, inside=legend(figure, ax))
     return figure
 
 
@@ -216,8 +227,7 @@ def live_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], floors: Map
     for i, (label, curve) in enumerate(curves.items()):
         ax.plot(curve["val_step"][1:], curve["val_loss"][1:], label=label, **look(i))
     ax.set(xlabel="training step", ylabel=LOSS)
-    legend(figure, ax)
-    _floors(ax, floors, horizontal=True)
+    _floors(ax, floors, horizontal=True, inside=legend(figure, ax))
     return figure
 
 
@@ -230,8 +240,7 @@ def run_curves(curves: pd.DataFrame, floors: Mapping[str, float]) -> Figure:
     for i, (label, own) in enumerate(curves[curves["step"] > 0].groupby("label", sort=False)):
         draw_seeds(ax, i, label, own, "step", "val_loss")
     ax.set(xlabel="training step", ylabel=LOSS)
-    legend(figure, ax)
-    _floors(ax, floors, horizontal=True)
+    _floors(ax, floors, horizontal=True, inside=legend(figure, ax))
     return figure
 
 

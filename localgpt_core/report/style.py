@@ -1,4 +1,4 @@
-"""The look of every figure: one size, one palette, a marker and a dash for every line.
+"""The look of every figure: one size, one palette, a marker, a dash and a name for every line.
 
 Colours are seaborn's colour-blind palette, and nothing depends on colour alone. In a notebook a figure is
 SVG, sharp at every size, and the same file each time. Text is black or white where it stands on a colour, and
@@ -6,13 +6,16 @@ dark grey on the ground: so the book's pages know which to change in the dark.
 """
 
 import sys
-from textwrap import wrap
+from collections.abc import Sequence
+from textwrap import fill, wrap
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from localgpt_core.common.validation import printable
 
@@ -24,13 +27,17 @@ __all__ = [
     "draw_seeds",
     "legend",
     "look",
+    "name_points",
     "use_style",
     "visible",
 ]
 
 WIDTH, HEIGHT = 6.6, 3.8  # inches, so narrow that a phone shows the text large enough
 SVG_METADATA = {"Date": None, "Creator": None}  # neither belongs to what is drawn
+MOST = 6  # lines that a legend names; more have their names beside them
 INSIDE = 3  # lines that a legend inside the axes still leaves room for
+LINE = 0.19  # inches, of a name in small letters
+NARROW = 34  # characters of a name beside the axes, which is broken there
 LONG = 48  # characters of a label, of which two no longer stand beside each other
 MARKERS = "osD^vPX*<>hd"
 DASHES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
@@ -71,21 +78,58 @@ def look(i: int) -> dict[str, object]:
     }
 
 
-def legend(figure: Figure, ax: Axes) -> None:
-    """Add a legend for the lines of ``ax``: inside for up to three, below the axes for more.
+def legend(figure: Figure, ax: Axes) -> bool:
+    """Say which line of ``ax``, the only axes of ``figure``, is which; return whether names stand beside it.
 
-    The figure grows by the space that the latter takes.
+    Up to three lines have a legend inside the axes, up to six one below them, for which the figure grows;
+    more have their names at their ends.
     """
     handles, labels = ax.get_legend_handles_labels()
-    if not labels:
-        return
+    if len(labels) > MOST:
+        lines = [getattr(handle, "lines", [handle])[0] for handle in handles]
+        ends = [line.get_xydata()[-1] for line in lines]
+        name_points(ax, labels, ends, [line.get_color() for line in lines])
+        return True
     if len(labels) <= INSIDE:
-        ax.legend(handles, labels)
-        return
+        if labels:
+            ax.legend(handles, labels)
+        return False
     columns = 2 if max(map(len, labels)) <= LONG else 1
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.2 * -(-len(labels) // columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+    return False
+
+
+def name_points(
+    ax: Axes, names: Sequence[str], points: Sequence[Sequence[float]], colours: Sequence[object]
+) -> None:
+    """Write a name for each point right of ``ax``, as near to its height as the others let it, with a line.
+
+    The limits of the axes are final: they are kept.
+    """
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    to_axes = ax.transData + ax.transAxes.inverted()
+    heights = to_axes.transform(np.asarray(points, dtype=float))[:, 1]
+    order = np.argsort(heights, kind="stable")
+    # The nearest heights, from bottom to top, that lie their lines apart: least squares under that.
+    texts = [fill(name, NARROW) for name in names]
+    lines = np.array([texts[place].count("\n") + 1 for place in order])
+    line = LINE / (ax.get_position().height * ax.figure.get_figheight())
+    apart = line * np.concatenate(([0], (lines[1:] + lines[:-1]).cumsum() / 2))
+    placed = isotonic_regression(heights[order] - apart).x.clip(0, max(0, 1 - apart[-1])) + apart
+    pointer = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+    for place, height in zip(order, placed, strict=True):
+        ax.annotate(
+            texts[place],
+            points[place],
+            (1.04, height),
+            textcoords=ax.transAxes,
+            va="center",
+            fontsize="small",
+            annotation_clip=False,
+            arrowprops=pointer | {"color": colours[place]},
+        )
 
 
 def as_text(text: str, width: int | None = None) -> str:

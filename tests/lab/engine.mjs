@@ -4,7 +4,7 @@ import {runInThisContext} from "node:vm";
 
 const folder = new URL("../../book/_static/lab/", import.meta.url);
 export const ENGINE =
-  ["kernel", "random", "tensors", "rules", "model", "optimizer", "batches", "run", "pair"];
+  ["kernel", "random", "tensors", "rules", "model", "optimizer", "batches", "writing", "run", "pair"];
 
 export function load() {
   for (const file of ["lab", ...ENGINE.map((name) => `engine/${name}`)]) {

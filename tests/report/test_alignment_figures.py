@@ -6,6 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from toys import toy_corpus, toy_curves, toy_record
 
 from localgpt_core.evidence import Noise
@@ -13,7 +14,7 @@ from localgpt_core.experiments.suites import read_suite
 from localgpt_core.report import alignment_figures, results
 from localgpt_core.report import losses as figures
 from localgpt_core.report.results import load_results
-from localgpt_core.report.style import legend
+from localgpt_core.report.style import LINE, legend, name_points
 
 matplotlib.use("Agg")
 
@@ -243,6 +244,47 @@ def test_a_legend_of_many_lines_stands_below_the_axes(found):
     figure.legends.clear()
     legend(figure, ax)
     assert figure.get_size_inches().tolist() == pytest.approx([6, 5.8])  # six lines, one below the other
+
+
+def test_more_lines_than_six_have_their_names_at_their_ends(found):
+    figure, ax = plt.subplots()
+    for i in range(7):
+        ax.plot([0, 1], [0, 0.1 if i == 3 else i], label=f"line {i}", color=f"C{i}")
+    assert legend(figure, ax) and ax.get_legend() is None and not figure.legends
+    names = {text.get_text(): text for text in ax.texts}
+    assert [*names] == [f"line {i}" for i in (0, 3, 1, 2, 4, 5, 6)]  # from bottom to top
+    assert names["line 6"].xy[1] == 6 and names["line 6"].arrow_patch.get_edgecolor()[:3] == to_rgb("C6")
+    figure, ax = plt.subplots()
+    ax.plot([0, 1], [0, 6], label="one")
+    assert not legend(figure, ax) and not ax.texts
+    curves = {str(i): {"val_step": [0, 1, 2], "val_loss": [3, 2, 1 + i]} for i in range(7)}
+    (ax,) = figures.live_curves(curves, {"3-gram": 2.0}).axes
+    floor = next(text for text in ax.texts if "3-gram" in text.get_text())
+    assert floor.get_position() == (0.0, 2.0)  # on the left, where no name stands
+    (ax,) = figures.live_curves({"0": curves["0"]}, {"3-gram": 2.0}).axes
+    assert ax.texts[0].get_position() == (1.0, 2.0)
+
+
+def test_names_stand_as_near_to_their_points_as_the_others_let_them(found):
+    def heights(values: list[float], size: float = 4, name: str = "{}") -> list[float]:
+        figure, ax = plt.subplots(figsize=(6, size), layout=None)
+        ax.set_position((0.2, 0.1, 0.4, 0.8))
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        names = [name.format(i) for i in range(len(values))]
+        name_points(ax, names, [(0.5, v) for v in values], ["k"] * len(values))
+        assert ax.get_xlim() == ax.get_ylim() == (0, 1)
+        placed = {text.get_text().replace("\n", " "): text.get_position()[1] for text in ax.texts}
+        return [placed[name] for name in names]
+
+    line = LINE / (0.8 * 4)
+    assert heights([0.1, 0.9, 0.5]) == pytest.approx([0.1, 0.9, 0.5])
+    assert heights([0.5, 0.5]) == pytest.approx([0.5 - line / 2, 0.5 + line / 2])
+    assert heights([0.9, 0.5, 0.49, 0.51]) == pytest.approx([0.9, 0.5, 0.5 - line, 0.5 + line])
+    assert heights([0.0, 0.0, 0.01]) == pytest.approx([0, line, 2 * line])
+    assert heights([1.0, 1.0]) == pytest.approx([1 - line, 1])
+    two_lines = "a name that does not fit into one line, {}"
+    assert heights([0.5, 0.5], name=two_lines) == pytest.approx([0.5 - line, 0.5 + line])
+    assert heights([0.5, 0.5], size=8) == pytest.approx([0.5 - line / 4, 0.5 + line / 4])
 
 
 def test_accuracies_have_a_panel_each_with_chance_and_what_is_solved(found):

@@ -152,6 +152,15 @@ lab.define("model", (need) => {
       this.kernel.layer_norm(y.at, z.at, inverse.at, this.kept.x.at, gain.at, shift.at, this.N, C);
     }
 
+    // What block i does to the stream behind its attention.
+    finish({mixed, ln2, hidden, active}, i) {
+      this.linear(`blocks.${i}.attn.o_proj`, mixed, this.kept.x, 1);
+      this.norm(`blocks.${i}.ln2`, ln2);
+      this.linear(`blocks.${i}.mlp.fc`, ln2.y, hidden);
+      this.kernel.gelu(active.at, hidden.at, this.N * 4 * this.config.n_embd);
+      this.linear(`blocks.${i}.mlp.proj`, active, this.kept.x, 1);
+    }
+
     // Leave the logits (N x V) of B sequences of T ids; with targets also e = dloss/dlogits, and return the
     // loss.
     forward(ids, targets, B, T) {
@@ -163,17 +172,13 @@ lab.define("model", (need) => {
       const [token, position] = [parameters["tok_emb.weight"], parameters["pos_emb.weight"]];
       kernel.embed(kept.x.at, kept.ids.at, token.at, position.at, this.N, T, C);
       kept.blocks.forEach((block, i) => {
-        const {ln1, ln2, q, k, v, weights, mixed, hidden, active} = block;
+        const {ln1, q, k, v, weights, mixed} = block;
         this.norm(`blocks.${i}.ln1`, ln1);
         for (const [name, y] of Object.entries({q, k, v}))
           this.linear(`blocks.${i}.attn.${name}_proj`, ln1.y, y);
         const shift = -Math.log(config.block_size);
         kernel.attend(mixed.at, weights.at, q.at, k.at, v.at, B, T, H, C / H, shift);
-        this.linear(`blocks.${i}.attn.o_proj`, mixed, kept.x, 1);
-        this.norm(`blocks.${i}.ln2`, ln2);
-        this.linear(`blocks.${i}.mlp.fc`, ln2.y, hidden);
-        kernel.gelu(active.at, hidden.at, this.N * 4 * C);
-        this.linear(`blocks.${i}.mlp.proj`, active, kept.x, 1);
+        this.finish(block, i);
       });
       this.norm("ln_f", kept.lnF);
       this.linear("head", kept.lnF.y, kept.logits);

@@ -14,6 +14,7 @@ lab.define("run", (need) => {
   const {Model} = need("model");
   const {AdamW} = need("optimizer");
   const {evaluation} = need("batches");
+  const {Writer} = need("writing");
 
   const degrees = (cosine) => (180 / Math.PI) * Math.acos(Math.max(-1, Math.min(1, cosine)));
 
@@ -89,22 +90,11 @@ lab.define("run", (need) => {
       });
     }
 
-    // Continue `prompt` (ids) by n characters, each drawn from the last block_size ones at a temperature.
+    // Continue `prompt` (ids) by n characters, drawn at a temperature.
     sample(prompt, n, temperature, seed) {
-      const {block_size: T, vocab_size: V} = this.model.config;
-      const random = new Random(seed, "sample");
-      const text = [...prompt];
-      for (let i = 0; i < n; i++) {
-        const context = text.slice(-T);
-        this.model.forward(context, null, 1, context.length);
-        const last = (context.length - 1) * V;
-        const logits = this.model.kept.logits.data.subarray(last, last + V);
-        const largest = Math.max(...logits);
-        const shares = Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
-        let rest = random.uniform() * shares.reduce((a, b) => a + b, 0);
-        text.push(Math.max(0, shares.findIndex((share) => (rest -= share) < 0)));
-      }
-      return text;
+      const writer = new Writer(this.model, prompt, temperature, seed);
+      for (let i = 0; i < n; i++) writer.next();
+      return writer.text;
     }
   }
 
