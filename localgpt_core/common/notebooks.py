@@ -34,6 +34,7 @@ __all__ = [
     "book_pages",
     "cells_of",
     "say",
+    "sentence",
     "source_of",
     "texts_of",
     "watched",
@@ -113,6 +114,11 @@ def say(text: str) -> Said:
     into them as they are; a text from a record or a suite, such as a label, goes through `as_markdown`.
     """
     return Said(text.strip())
+
+
+def sentence(text: str) -> str:
+    """Return ``text`` as a sentence begins: with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def source_of(*functions: Callable, docstrings: bool = False) -> Said:

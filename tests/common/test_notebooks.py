@@ -7,7 +7,7 @@ import jupyter_client
 import pytest
 from toys import toy_corpus, toy_model, toy_train
 
-from localgpt_core.common.notebooks import source_of
+from localgpt_core.common.notebooks import sentence, source_of
 from localgpt_core.training import loop
 from localgpt_core.training.loop import train
 
@@ -132,3 +132,10 @@ def test_source_is_shown_as_python_from_its_name_to_its_code():
 def test_source_is_shown_with_its_docstring_where_that_is_asked_for():
     shown = str(source_of(Shown.method, docstrings=True))
     assert shown.startswith('```python\ndef method(self, x):\n    """Return one more.\n\n    Not a less.\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), {"backprop ends": "Backprop ends", "FA ends": "FA ends", "é": "É", "": ""}.items()
+)
+def test_a_sentence_begins_with_a_capital_letter(text, shown):
+    assert sentence(text) == shown
