@@ -75,12 +75,8 @@ class LocalGPT(DropsOut, nn.Module):
             self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd, dtype=dtype)
             self.pos_emb = nn.Embedding(config.block_size, config.n_embd, dtype=dtype)
             if config.subspace_embeddings == "constrain":
-                self.register_buffer(
-                    "tok_emb_start", torch.empty_like(self.tok_emb.weight, requires_grad=False)
-                )
-                self.register_buffer(
-                    "pos_emb_start", torch.empty_like(self.pos_emb.weight, requires_grad=False)
-                )
+                self.register_buffer("tok_emb_start", torch.empty_like(self.tok_emb.weight))
+                self.register_buffer("pos_emb_start", torch.empty_like(self.pos_emb.weight))
             self.blocks = nn.ModuleList(Block(config, index, dtype) for index in range(config.n_layer))
             self.ln_f = layer_norm(config, dtype)
             head = {"is_output": True, "dtype": dtype}

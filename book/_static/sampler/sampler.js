@@ -48,6 +48,9 @@ lab.define("sampler", (need) => {
         const held = need(`models/${this.name}`);
         engine.postMessage({order: "load", name: this.name, held});
         this.press.textContent = "Write";
+      }).catch((error) => {
+        this.loaded = null;  // the next press tries again
+        throw error;
       });
       return this.loaded;
     }

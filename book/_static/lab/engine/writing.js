@@ -2,8 +2,9 @@
 //
 // What is seen of a text longer than the context of T characters: its last T/2 to T. A full context is cut to
 // its later half, which is one pass over T/2 characters, and grows again: a character more is one row, which
-// reads the keys and values that are kept. It is window "halves" of localgpt_core's sampling, and about
-// twenty times as fast as T rows for each character.
+// reads the keys and values that are kept. It is window "halves" of localgpt_core's sampling, and at four layers
+// of width 128 three times as fast as T rows for each character (Node 20, 342 against 110 a second): a product
+// with a single row is what the kernels are worst at.
 "use strict";
 
 lab.define("writing", (need) => {
