@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from docutils import nodes
 from node import ROOT, needs_node, play
 
 from localgpt_core import LocalGPT, LocalGPTConfig
@@ -129,14 +130,13 @@ def test_the_index_says_what_is_loaded_without_its_numbers():
 
 
 def test_a_page_may_ask_only_for_models_that_are_there():
-    from types import SimpleNamespace
+    def page(models):
+        html = f'<div class="sampler" data-models="{models}">x</div>'
+        return nodes.container("", nodes.raw("", html), source="page.md")
 
-    from docutils import nodes
-
-    env = SimpleNamespace(docname="page", metadata={"page": {}})
-    doctree = nodes.container("", nodes.raw("", '<div class="sampler" data-models="bp nobody">x</div>'))
-    with pytest.raises(ValueError, match=r"page: there are no models \['nobody'\]"):
-        sampler.find_samplers(SimpleNamespace(env=env), doctree)
-    doctree = nodes.container("", nodes.raw("", '<div class="sampler" data-models="bp">x</div>'))
-    sampler.find_samplers(SimpleNamespace(env=env), doctree)
-    assert env.metadata["page"] == {"sampler": True}
+    with pytest.raises(ValueError, match=r"page\.md: there are no models \['nobody'\]"):
+        sampler.asked(page("bp nobody"))
+    assert sampler.asked(page("bp")) == ["bp"]
+    assert all(
+        (ROOT / "book/_static" / file).is_file() for file in {*sampler.files("page", [])} - {sampler.INDEX}
+    )
