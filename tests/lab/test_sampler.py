@@ -89,6 +89,23 @@ def test_what_is_packed_is_the_rounded_model():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {},
+        {"bottleneck_at": "0"},
+        {"subspace_embeddings": "constrain"},
+        {"subspace_embeddings": "constrain", "bottleneck_at": "0,1"},
+    ],
+)
+def test_a_plain_model_computes_what_one_that_writes_into_a_subspace_computes(narrow):
+    model = moved(LocalGPTConfig(**ODD, subspace_rank=5, subspace_mode="constrain", **narrow))
+    idx = torch.randint(ODD["vocab_size"], (3, 7))
+    same = sampler_models.plain(model).eval()
+    assert same.config == LocalGPTConfig(**ODD)
+    torch.testing.assert_close(same(idx)[0], model(idx)[0], rtol=1e-5, atol=1e-5)
+
+
 @needs_node
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 25])
 def test_the_engine_reads_on_as_torch_does(tmp_path, length):
