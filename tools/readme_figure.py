@@ -11,6 +11,6 @@ from localgpt_core.report.style import use_style
 if __name__ == "__main__":
     matplotlib.use("Agg")  # no window
     use_style()
-    results = load_results("feedback-alignment")
-    arms = ["bp", "frozen body", "fa gaussian", "fa orthogonal", "fa sparse", "fa ortho_he"]
-    final_losses(results, arms, results.floors()).savefig(sys.argv[1])
+    results = load_results("rules")
+    arms = "bp, kp grape, grape block norm kp, sign weight, sign uniform, fa, dfa, frozen body".split(", ")
+    final_losses(results, arms, results.floors()).savefig(sys.argv[1], dpi=200)
