@@ -111,9 +111,10 @@ def say(text: str) -> Said:
     """Return ``text``, sentences with results in them, for a notebook to show as Markdown.
 
     The words are the page's own, so they may be markup. Numbers, and the sentences of `SuiteResults`, go
-    into them as they are; a text from a record or a suite, such as a label, goes through `as_markdown`.
+    into them as they are, and a hyphen before one that stands by itself becomes a minus sign; a text from a
+    record or a suite, such as a label, goes through `as_markdown`.
     """
-    return Said(text.strip())
+    return Said(re.sub(r"(?<![\w`^{$-])-(?=\d)", "\N{MINUS SIGN}", text.strip()))
 
 
 def sentence(text: str) -> str:

@@ -7,7 +7,7 @@ import jupyter_client
 import pytest
 from toys import toy_corpus, toy_model, toy_train
 
-from localgpt_core.common.notebooks import sentence, source_of
+from localgpt_core.common.notebooks import say, sentence, source_of
 from localgpt_core.training import loop
 from localgpt_core.training.loop import train
 
@@ -139,3 +139,8 @@ def test_source_is_shown_with_its_docstring_where_that_is_asked_for():
 )
 def test_a_sentence_begins_with_a_capital_letter(text, shown):
     assert sentence(text) == shown
+
+
+def test_a_hyphen_before_a_number_that_is_said_is_a_minus():
+    kept = "KP-2, 3-gram, `3e-3`, `-1`, $-1$, 10^{-3}, and - 4"
+    assert say(f"ends -0.005 ± 0.1 (-3) below; {kept}") == f"ends \u22120.005 ± 0.1 (\u22123) below; {kept}"
