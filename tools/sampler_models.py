@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localgpt_core import load_corpus
+from localgpt_core import Corpus, LocalGPT, LocalGPTConfig, load_corpus
 from localgpt_core.common.files import atomic_write
 from localgpt_core.experiments.execution import execute, steps_done
 from localgpt_core.experiments.suites import PlannedRun, read_suite
-from localgpt_core.model.gpt import LocalGPT
 from localgpt_core.records import read_record
 from localgpt_core.training.checkpoints import load_checkpoint
 from localgpt_core.training.settings import RunSettings
@@ -69,23 +68,43 @@ def round_weights(model: LocalGPT) -> None:
             parameter.copy_(torch.from_numpy(integers * scales[:, None]))
 
 
-def trained(planned: PlannedRun) -> LocalGPT:
+@torch.no_grad()
+def plain(model: LocalGPT) -> LocalGPT:
+    """Return the model that computes the same with nothing but parameters.
+
+    What is written into a subspace alone is written by the matrix P W, with the projector P; embeddings that
+    learn there are their start plus the projection of what they learnt.
+    """
+    same = LocalGPT(LocalGPTConfig(**{name: getattr(model.config, name) for name in SIZES}))
+    same.load_state_dict({name: value for name, value in model.named_parameters()})
+    for block, written in zip(model.blocks, same.blocks, strict=True):
+        if block.constrains:
+            for layer in (written.attn.o_proj, written.mlp.proj):
+                layer.weight.copy_(block.subspace(layer.weight.T).T)
+    if model.config.subspace_embeddings == "constrain":
+        for name in ("tok_emb", "pos_emb"):
+            start, embedding = getattr(model, f"{name}_start"), getattr(same, name)
+            embedding.weight.copy_(start + model.blocks[0].subspace(embedding.weight - start))
+    return same
+
+
+def trained(planned: PlannedRun, corpus: Corpus) -> LocalGPT:
     """Return the model of a run, which is made as far as it has not been yet."""
-    spec, corpus = planned.spec, planned.corpus or load_corpus()
+    spec = planned.spec
     path = CHECKPOINTS / f"{spec.digest}.safetensors"
     if steps_done(path) < spec.train.steps:
         execute(spec, corpus, RunSettings(checkpoint=path, resume=True, threads=1))
     saved = load_checkpoint(path)
     model = LocalGPT(saved.model_config)
     saved.restore_model(model)
-    return model
+    return plain(model)
 
 
-def script(planned: PlannedRun) -> str:
+def script(planned: PlannedRun, corpus: Corpus) -> str:
     """Return the script that hands a model to the page."""
-    spec, arm, corpus = planned.spec, planned.arm, planned.corpus or load_corpus()
+    spec, arm = planned.spec, planned.arm
     recorded = read_record(ROOT / f"book/records/{SUITE}/{spec.digest}.json").final_val_loss
-    model = trained(planned)
+    model = trained(planned, corpus)
     again = evaluate(model, corpus.val, spec.train)
     if abs(again - recorded) > ROUNDING:
         raise SystemExit(f"{arm.name}: recorded {recorded:.4f} nats, now {again:.4f}")
@@ -111,10 +130,11 @@ def slug(arm: str) -> str:
 def main() -> None:
     """Make the models of the arms that are named, or of all."""
     asked = sys.argv[1:] or ARMS
-    runs = read_suite(ROOT / f"book/suites/{SUITE}.toml").plan(load_corpus())
+    corpus = load_corpus()
+    runs = read_suite(ROOT / f"book/suites/{SUITE}.toml").plan(corpus)
     first = {run.arm.name: run for run in reversed(runs)}
     for arm in asked:
-        atomic_write(MODELS / f"{slug(arm)}.js", script(first[arm]))
+        atomic_write(MODELS / f"{slug(arm)}.js", script(first[arm], corpus))
 
 
 if __name__ == "__main__":

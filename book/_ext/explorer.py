@@ -4,8 +4,7 @@ A page asks with an element that names suites, and in ``data-arms`` those arms t
 
     <div class="explorer" data-suites="rules gpu" data-arms="bp, fa"> what stands there without scripts </div>
 
-The runs are written into the built book as a script, since a page that is opened from a disk may fetch no
-file: `suite_data` says what of them. The scripts are in ``_static/explorer/``.
+`suite_data` says what of the runs a page is given. The scripts are in ``_static/explorer/``.
 """
 
 import json
@@ -15,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
-from bs4 import BeautifulSoup
 from docutils import nodes
+from interactive import Interactive, elements
 from matplotlib.colors import to_hex
 
 from localgpt_core.corpus.corpus import load_corpus
@@ -25,9 +24,11 @@ from localgpt_core.records import RunRecord, load_records
 from localgpt_core.report.results import SuiteResults, suite_results
 from localgpt_core.report.style import look
 
-DATA = "explorer/data/{page}.js"  # made here
-SCRIPTS = ["controls.js", "explorer/explorer.js", "vendor/uplot/uPlot.iife.min.js", DATA]
-SCRIPTS += [f"explorer/{name}.js" for name in "figure runs table detail page".split()]
+# Before the data, and after them.
+SCRIPTS = (
+    ["controls.js", "explorer/explorer.js", "vendor/uplot/uPlot.iife.min.js"],
+    [f"explorer/{name}.js" for name in "figure runs table detail page".split()],
+)
 STYLES = ["vendor/uplot/uPlot.min.css", "explorer/explorer.css"]
 DIGITS = 4
 # Of the diagnostics by place; the explorer shows the first as a cosine and the second as an angle.
@@ -153,52 +154,40 @@ def suite_data(results: SuiteResults) -> dict:
 def script(suites: Iterable[SuiteResults]) -> str:
     """Return the script that hands these suites to the explorer."""
     found = {results.suite.name: suite_data(results) for results in suites}
-    return f'"use strict";\nexplorer.suites = {json.dumps(found, separators=(",", ":"))};\n'
+    return f"explorer.suites = {json.dumps(found, separators=(',', ':'))};"
 
 
 # ------------------------------------------------------------------------------------------ in the build
 
 
-def find_suites(app, doctree: nodes.document) -> None:
-    """Note which suites a page asks for, where Sphinx keeps what it knows of a page."""
-    html = "".join(node.astext() for node in doctree.findall(nodes.raw) if "explorer" in node.astext())
-    asked = [div["data-suites"].split() for div in BeautifulSoup(html, "html.parser").select("div.explorer")]
-    if asked:
-        app.env.metadata[app.env.docname]["explorer"] = [*dict.fromkeys(sum(asked, []))]
+def asked(doctree: nodes.document) -> list[str]:
+    """Return the suites that a page asks for."""
+    found = [div["data-suites"].split() for div in elements(doctree, "explorer")]
+    return [*dict.fromkeys(sum(found, []))]
 
 
-def as_name(page: str) -> str:
-    """Return the path of a page as the name of one file."""
-    return page.replace("/", "-")
+def data_file(page: str) -> str:
+    """Return where the data of a page are, which are made here."""
+    return f"explorer/data/{page.replace('/', '-')}.js"
 
 
-def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Let a page that asks for it load the explorer and its data."""
-    if "explorer" in app.env.metadata.get(pagename, {}):
-        for style in STYLES:
-            app.add_css_file(style)
-        for file in SCRIPTS:
-            app.add_js_file(file.format(page=as_name(pagename)), loading_method="defer")
+def files(page: str, suites: list[str]) -> list[str]:
+    """Return what a page loads."""
+    before, after = SCRIPTS
+    return [*STYLES, *before, data_file(page), *after]
 
 
-def write_data(app, exception: Exception | None) -> None:
-    """Write the data of each page that asks for it beside the scripts of the built book."""
-    asked = {page: found["explorer"] for page, found in app.env.metadata.items() if "explorer" in found}
-    if exception is not None or app.builder.format != "html" or not asked:
-        return
-    book = Path(app.srcdir, "book")
+def written(book: Path, pages: dict[str, list[str]]) -> dict[str, str]:
+    """Return the data of each page."""
     records = load_records(book / "records")
-    for page, names in asked.items():
+    scripts = {}
+    for page, names in pages.items():
         suites = [read_suite(book / "suites" / f"{name}.toml") for name in names]
         found = [suite_results(suite, records, load_corpus(suite.corpus)) for suite in suites]
-        file = Path(app.outdir, "_static", DATA.format(page=as_name(page)))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(script(found), encoding="utf-8")
+        scripts[data_file(page)] = script(found)
+    return scripts
 
 
 def setup(app) -> dict[str, bool]:
-    """Register all three."""
-    app.connect("doctree-read", find_suites)
-    app.connect("html-page-context", add_scripts)
-    app.connect("build-finished", write_data)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    """Register the explorer."""
+    return Interactive("explorer", asked, files, written).register(app)

@@ -1,18 +1,19 @@
-"""What the page "Train it here" loads, and no other page: the scripts of the lab and its part of the corpus.
+"""The lab of the page "Train it here": its scripts, and its part of the corpus.
 
-The text is written into the built book as a script, since a page that is opened from a disk may fetch no
-file. With it go the n-gram floors on that part, from the same counts as the floors of the chapters.
+With the text go the n-gram floors on that part, from the same counts as the floors of the chapters. A page
+asks with an element `<div class="lab">`.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+from docutils import nodes
+from interactive import Interactive, elements
 
 from localgpt_core import load_corpus
 from localgpt_core.corpus.ngrams import witten_bell
 
-PAGE = "book/train-it-here"
 ENGINE = "kernel random tensors rules model optimizer batches writing run pair"
 SCRIPTS = [
     "lab",
@@ -35,26 +36,24 @@ def corpus_script(n_train: int = TRAIN, n_validation: int = VALIDATION) -> str:
         **{name: corpus.decode(part) for name, part in parts.items()},
         "floors": dict(zip(FLOORS, nats[1:].tolist(), strict=True)),
     }
-    return f'"use strict";\nlab.define("corpus", () => ({json.dumps(holds, ensure_ascii=True)}));\n'
+    return f'lab.define("corpus", () => ({json.dumps(holds, ensure_ascii=True)}));'
 
 
-def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Let the lab's page, and it alone, load the lab."""
-    if pagename == PAGE:
-        app.add_css_file("lab/lab.css")
-        app.add_js_file("controls.js", loading_method="defer")
-        for name in SCRIPTS:
-            app.add_js_file(f"lab/{name}.js", loading_method="defer")
+def asked(doctree: nodes.document) -> list[str]:
+    """Return one word for each lab on a page."""
+    return ["lab" for _ in elements(doctree, "lab")]
 
 
-def write_corpus(app, exception: Exception | None) -> None:
-    """Write the corpus beside the scripts of the built book."""
-    if exception is None and app.builder.format == "html":
-        Path(app.outdir, "_static/lab/corpus.js").write_text(corpus_script(), encoding="utf-8")
+def files(page: str, labs: list[str]) -> list[str]:
+    """Return what a page with a lab loads."""
+    return ["lab/lab.css", "controls.js", *(f"lab/{name}.js" for name in SCRIPTS)]
+
+
+def written(book: Path, pages: dict[str, list[str]]) -> dict[str, str]:
+    """Return the part of the corpus."""
+    return {"lab/corpus.js": corpus_script()}
 
 
 def setup(app) -> dict[str, bool]:
-    """Register both."""
-    app.connect("html-page-context", add_scripts)
-    app.connect("build-finished", write_corpus)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    """Register the lab."""
+    return Interactive("lab", asked, files, written).register(app)

@@ -1,16 +1,16 @@
-"""Recorded models that write in a page: what a page loads that asks for them, and no other page.
+"""Recorded models that write in a page.
 
 A page asks with `<div class="sampler" data-models="NAME NAME ...">`, in which stands what is read where no
 scripts run. The models are in ``_static/sampler/models/``, made by ``tools/sampler_models.py``; each is
-loaded when a reader asks for it. What is shown of them before is written into the built book.
+loaded when a reader asks for it.
 """
 
 import json
 import re
 from pathlib import Path
 
-from bs4 import BeautifulSoup
 from docutils import nodes
+from interactive import Interactive, elements
 
 MODELS = Path(__file__).parents[1] / "_static/sampler/models"
 INDEX = "sampler/models.js"  # made here
@@ -38,35 +38,24 @@ def index() -> dict[str, dict]:
     return shown
 
 
-def find_samplers(app, doctree: nodes.document) -> None:
-    """Note whether a page asks for models, and refuse those that there are none of."""
-    html = "".join(node.astext() for node in doctree.findall(nodes.raw) if "sampler" in node.astext())
-    found = BeautifulSoup(html, "html.parser").select("div.sampler")
-    asked = {name for div in found for name in div["data-models"].split()}
-    if unknown := asked - {path.stem for path in MODELS.glob("*.js")}:
-        raise ValueError(f"{app.env.docname}: there are no models {sorted(unknown)} in {MODELS}")
-    if asked:
-        app.env.metadata[app.env.docname]["sampler"] = True
+def asked(doctree: nodes.document) -> list[str]:
+    """Return the models that a page asks for, and refuse those that there are none of."""
+    found = {name for div in elements(doctree, "sampler") for name in div["data-models"].split()}
+    if unknown := found - {path.stem for path in MODELS.glob("*.js")}:
+        raise ValueError(f"{doctree['source']}: there are no models {sorted(unknown)} in {MODELS}")
+    return sorted(found)
 
 
-def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Let a page that asks for models load what runs them."""
-    if app.env.metadata.get(pagename, {}).get("sampler"):
-        app.add_css_file("sampler/sampler.css")
-        for name in SCRIPTS:
-            app.add_js_file(f"{name}.js", loading_method="defer")
+def files(page: str, models: list[str]) -> list[str]:
+    """Return what a page loads before a reader asks for a model."""
+    return ["sampler/sampler.css", *(f"{name}.js" for name in SCRIPTS)]
 
 
-def write_index(app, exception: Exception | None) -> None:
-    """Write what is shown of the models beside the scripts of the built book."""
-    if exception is None and app.builder.format == "html":
-        text = f'"use strict";\nlab.define("models", () => ({json.dumps(index())}));\n'
-        Path(app.outdir, "_static", INDEX).write_text(text, encoding="utf-8")
+def written(book: Path, pages: dict[str, list[str]]) -> dict[str, str]:
+    """Return what is shown of the models before they are loaded."""
+    return {INDEX: f'lab.define("models", () => ({json.dumps(index())}));'}
 
 
 def setup(app) -> dict[str, bool]:
-    """Register all three."""
-    app.connect("doctree-read", find_samplers)
-    app.connect("html-page-context", add_scripts)
-    app.connect("build-finished", write_index)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    """Register the sampler."""
+    return Interactive("sampler", asked, files, written).register(app)

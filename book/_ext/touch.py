@@ -1,4 +1,4 @@
-"""What is moved in the chapters: which scripts a page loads that asks for them, and no other page.
+"""What is moved in the chapters: figures that a reader drags.
 
 A page asks with a figure of class ``touch-NAME``, which stands there on paper and where no scripts run:
 
@@ -8,14 +8,14 @@ A page asks with a figure of class ``touch-NAME``, which stands there on paper a
     The caption.
     ```
 
-The scripts are in ``_static/touch/``; the figures are drawn by ``tools/touch_figures.py``. The numbers of
-`RUNS` are written into the built book as a script, since a page opened from a disk may fetch no file.
+The scripts are in ``_static/touch/``; the figures are drawn by ``tools/touch_figures.py``.
 """
 
 import json
 from pathlib import Path
 
 from docutils import nodes
+from interactive import Interactive
 
 from localgpt_core.corpus.corpus import load_corpus
 from localgpt_core.experiments.suites import read_suite
@@ -73,35 +73,25 @@ def recorded(book: Path) -> dict:
 # ------------------------------------------------------------------------------------------ in the build
 
 
-def find_figures(app, doctree: nodes.document) -> None:
-    """Note what a page asks for, where Sphinx keeps what it knows of a page."""
+def asked(doctree: nodes.document) -> list[str]:
+    """Return what is moved in a page."""
     classes = [name for figure in doctree.findall(nodes.figure) for name in figure["classes"]]
-    asked = [name.removeprefix(PREFIX) for name in classes if name.startswith(PREFIX)]
-    if asked:
-        app.env.metadata[app.env.docname]["touch"] = asked
+    return [name.removeprefix(PREFIX) for name in classes if name.startswith(PREFIX)]
 
 
-def add_scripts(app, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Let a page load the scripts of what it asks for."""
-    asked = app.env.metadata.get(pagename, {}).get("touch", [])
-    if asked:
-        app.add_css_file("touch/touch.css")
-        app.add_js_file("controls.js", loading_method="defer")
-        for file in dict.fromkeys(["touch", *(file for name in asked for file in SCRIPTS[name])]):
-            app.add_js_file(f"touch/{file}.js", loading_method="defer")
+def files(page: str, names: list[str]) -> list[str]:
+    """Return what a page loads."""
+    own = dict.fromkeys(["touch", *(file for name in names for file in SCRIPTS[name])])
+    return ["touch/touch.css", "controls.js", *(f"touch/{file}.js" for file in own)]
 
 
-def write_data(app, exception: Exception | None) -> None:
-    """Write the recorded runs beside the scripts of the built book, if a page shows them."""
-    asked = [name for found in app.env.metadata.values() for name in found.get("touch", [])]
-    if exception is None and app.builder.format == "html" and "runs" in asked:
-        data = json.dumps(recorded(Path(app.srcdir, "book")), separators=(",", ":"))
-        Path(app.outdir, "_static", DATA).write_text(f'"use strict";\ntouch.recorded = {data};\n', "utf-8")
+def written(book: Path, pages: dict[str, list[str]]) -> dict[str, str]:
+    """Return the recorded runs, if a page shows them."""
+    if not any("runs" in names for names in pages.values()):
+        return {}
+    return {DATA: f"touch.recorded = {json.dumps(recorded(book), separators=(',', ':'))};"}
 
 
 def setup(app) -> dict[str, bool]:
-    """Register all three."""
-    app.connect("doctree-read", find_figures)
-    app.connect("html-page-context", add_scripts)
-    app.connect("build-finished", write_data)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    """Register what is moved."""
+    return Interactive("touch", asked, files, written).register(app)

@@ -22,7 +22,9 @@ import numpy as np
 from localgpt_core.common.validation import require_integer
 from localgpt_core.corpus.corpus import Corpus
 
-__all__ = ["floors", "witten_bell"]
+__all__ = ["FLOORS", "floors", "witten_bell"]
+
+FLOORS = ("uniform", "unigram", "bigram", "3-gram", "4-gram", "5-gram")  # by order, from 0 on
 
 SPARSE = 8  # times as many numbers as keys: to sort the keys then takes less room than to mark them
 
@@ -77,7 +79,7 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
 
 
-def floors(corpus: Corpus, max_order: int = 5) -> dict[str, float]:
+def floors(corpus: Corpus, max_order: int = len(FLOORS) - 1) -> dict[str, float]:
     """Return the mean of -ln p over the validation split, in nats per character, for each order.
 
     Of a corpus with answers, whose loss counts these alone, n-grams say nothing: its only floor is "guess",
@@ -93,5 +95,5 @@ def floors(corpus: Corpus, max_order: int = 5) -> dict[str, float]:
     if corpus.sequences:
         return {"guess": corpus.sequences.guess}
     probabilities = witten_bell(corpus.ids, len(corpus.train), corpus.vocab_size, max_order)
-    names = ["uniform", "unigram", "bigram"] + [f"{order}-gram" for order in range(3, max_order + 1)]
+    names = [*FLOORS, *(f"{order}-gram" for order in range(len(FLOORS), max_order + 1))]
     return {name: float(nats) for name, nats in zip(names, -np.log(probabilities).mean(axis=1), strict=False)}

@@ -10,7 +10,15 @@ from scipy.special import stdtrit  # scipy.stats takes most of a second to impor
 
 from localgpt_core.common.validation import require
 
-__all__ = ["estimate", "interval", "lies", "paired_difference", "require_seeds_once", "signed"]
+__all__ = [
+    "estimate",
+    "interval",
+    "lies",
+    "paired_difference",
+    "require_seeds_once",
+    "share_closed",
+    "signed",
+]
 
 MINUS = "\u2212"
 
@@ -51,6 +59,15 @@ def paired_difference(
     differences = (losses[arm] - losses[reference]).dropna().tolist()
     mean, half = interval(differences, level)
     return mean, half, len(differences)
+
+
+def share_closed(runs: pd.DataFrame, arm: str, worst: str, best: str) -> tuple[float, float, int]:
+    """Return how far ``arm`` gets from ``worst`` to ``best`` in percent: mean, half of its interval, n."""
+    losses = runs.pivot(index="seed", columns="arm", values="final_val_loss")
+    low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
+    shares = (100 * (low - own) / (low - high)).dropna().tolist()
+    mean, half = interval(shares)
+    return mean, half, len(shares)
 
 
 def estimate(mean: float, half: float, n: int, sign: str = "") -> str:

@@ -6,7 +6,7 @@ average. In the suite's file:
     [claims."kp grape equals bp"]
     says = "Kolen-Pollack with GrAPE ends where backpropagation ends."
     arm = "kp grape"
-    reference = "bp"
+    reference = "bp"        # another arm, or an n-gram floor of the text, such as "3-gram"
     criterion = "equal"     # |d| < margin; below: d < -margin; above: d > margin; within: d < margin
     margin = 0.02           # nats per character; 0 where none is given
     alone = true            # where its interval has 95 % by itself; else all of a suite's have it together
@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from localgpt_core.common.validation import require, require_choice
+from localgpt_core.corpus.ngrams import FLOORS
 
 __all__ = ["CRITERIA", "Claim", "read_claims"]
 
@@ -60,7 +61,8 @@ def read_claims(where: str, found: Any, arms: Collection[str]) -> dict[str, Clai
 
     Raises:
         ValueError: Naming ``where`` and the claim, for a key that is missing or unknown, an arm that is not
-            the suite's, or a criterion or margin that decides nothing.
+            the suite's, a reference that is neither such an arm nor a floor, or a criterion or margin that
+            decides nothing.
     """
     require(isinstance(found, Mapping), where, found, "must be a table of claims")
     keys = [item.name for item in fields(Claim)]
@@ -74,8 +76,8 @@ def read_claims(where: str, found: Any, arms: Collection[str]) -> dict[str, Clai
         for key in REQUIRED:
             require(key in table, f"{own}: key", key, "is missing")
         require(isinstance(table["says"], str) and table["says"], f"{own}: says", table["says"], "a sentence")
-        for key in ("arm", "reference"):
-            require_choice(f"{own}: {key}", table[key], arms)
+        require_choice(f"{own}: arm", table["arm"], arms)
+        require_choice(f"{own}: reference", table["reference"], (*arms, *FLOORS))
         require(table["arm"] != table["reference"], f"{own}: reference", table["arm"], "must be another arm")
         require_choice(f"{own}: criterion", table["criterion"], CRITERIA)
         margin = table.get("margin", 0.0)

@@ -75,7 +75,8 @@ def decide(results: SuiteResults, name: str) -> Decision:
     claim = results.suite.claims[name]
     mean, half, n = results.difference(claim.arm, claim.reference, level_of(claim, results))
     planned = {arm.name: {*arm.seeds} for arm in results.suite.arms}
-    pairs = len(planned[claim.arm] & planned[claim.reference])
+    seeds = planned[claim.arm]
+    pairs = len(seeds & planned.get(claim.reference, seeds))  # a floor has no seeds
     undecided = results.undecided(claim.arm, claim.reference, n, pairs)
     rounding = claim.margin == 0 and abs(mean) <= results.floor(n)
     decided = None if rounding else lies(mean, half, claim.region)

@@ -19,8 +19,8 @@ from localgpt_core.common.notebooks import as_markdown
 from localgpt_core.common.validation import require, require_choice
 from localgpt_core.config import DEVICES
 from localgpt_core.corpus.corpus import Corpus, load_corpus
-from localgpt_core.corpus.ngrams import floors
-from localgpt_core.evidence.intervals import lies
+from localgpt_core.corpus.ngrams import FLOORS, floors
+from localgpt_core.evidence.intervals import lies, share_closed
 from localgpt_core.evidence.noise import Noise, ends, rounding_noise
 from localgpt_core.experiments.suites import Suite, read_suite
 from localgpt_core.records import RunRecord, load_records
@@ -96,13 +96,19 @@ class SuiteResults:
         self.label(arm)
         return (self.records[digest] for digest in self.runs[self.runs["arm"] == arm]["digest"])
 
-    def final_loss(self, arm: str) -> tuple[float, float, int]:
-        """Return mean final validation loss, its 95 % half-width and n, over the finished runs of an arm."""
+    def final_loss(self, arm: str, level: float = 0.95) -> tuple[float, float, int]:
+        """Return the mean final validation loss of finished runs, the half-width of its interval, and n."""
         losses = [r.final_val_loss for r in self.of_arm(arm) if r.status == "finished"]
-        return *interval(losses), len(losses)
+        return *interval(losses, level), len(losses)
 
     def difference(self, arm: str, reference: str, level: float = 0.95) -> tuple[float, float, int]:
-        """Return mean and half-width of the paired difference in final loss, and n; raises as `of_arm`."""
+        """Return mean and half-width of the paired difference in final loss, and n; raises as `of_arm`.
+
+        ``reference`` is an arm, or an n-gram floor of the text, the same for every seed.
+        """
+        if reference in FLOORS and reference not in self.labels:
+            mean, half, n = self.final_loss(arm, level)
+            return mean - self.floors().get(reference, math.nan), half, n
         self.label(arm), self.label(reference)
         return paired_difference(self.runs, arm, reference, level)
 
@@ -161,7 +167,7 @@ class SuiteResults:
     def compare(self, arm: str, reference: str) -> str:
         """Return the verdict as half a sentence in Markdown: the paired difference, its interval and n."""
         mean, half, n = self.difference(arm, reference)
-        own, other = as_markdown(self.label(arm)), as_markdown(self.label(reference))
+        own, other = (as_markdown(self.label(name)) for name in (arm, reference))
         if undecided := self.undecided(arm, reference, n):
             return f"{own} against {other}: {undecided} (n = {n})"
         pairs = f"(n = {n}; rounding: {self.floor(n):.3f})" if self.noise else f"(n = {n})"
@@ -178,15 +184,9 @@ class SuiteResults:
         return self.undecided(arm, reference, n) or answers[lies(mean, half, (-math.inf, margin))]
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
-        """Return how far ``arm`` gets from ``worst`` to ``best``, in percent: mean, 95 % half-width, n.
-
-        ``ValueError`` if the suite has no such arm; one that is not the book's has to name its own.
-        """
+        """Return `share_closed` of the runs; ``ValueError`` for another suite's arm, so name your own."""
         self.label(arm), self.label(worst), self.label(best)
-        losses = self.runs.pivot(index="seed", columns="arm", values="final_val_loss")
-        low, own, high = (losses.reindex(columns=[name])[name] for name in (worst, arm, best))
-        shares = (100 * (low - own) / (low - high)).dropna()
-        return *interval(shares.tolist()), len(shares)
+        return share_closed(self.runs, arm, worst, best)
 
     def with_fields(self, *names: str) -> pd.DataFrame:
         """Return ``runs`` with a column for each of these fields of a configuration, or ``ValueError``."""
@@ -218,11 +218,11 @@ class SuiteResults:
         if self.runs.empty:
             name = as_markdown(self.suite.name)
             return f"No run of suite {name} is recorded with preset {self.preset}{more}."
-        records = [self.records[digest] for digest in self.runs["digest"]]
-        devices = sorted({str(record.environment.get("device", "unknown")) for record in records})
-        seeds = sorted({record.seed for record in records})
-        made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds "
-        made += f"{', '.join(map(str, seeds))}, on {' and '.join(map(as_markdown, devices))}{more}; "
+        environments = [self.records[digest].environment for digest in self.runs["digest"]]
+        devices = sorted({as_markdown(str(about.get("device", "unknown"))) for about in environments})
+        seeds = ", ".join(map(str, sorted({*self.runs["seed"]})))
+        made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds {seeds}"
+        made += f", on {' and '.join(devices)}{more}; "
         return f"{made}localgpt run {as_markdown(as_typed(self.suite.path))}"
 
 

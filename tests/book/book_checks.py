@@ -21,6 +21,8 @@ from nbformat import NotebookNode
 from localgpt_core.cli.figures import page_figures
 
 REPOSITORY = yaml.safe_load((Path(__file__).parents[2] / "_config.yml").read_text())["repository"]["url"]
+KINDS = ("plain", "html", "markdown")
+NO_NUMBER = re.compile(r"(?i)(?<![\w.])[+-]?(nan|inf)(?![\w.])")
 MAX_BYTES = 1_200_000
 MAX_DEF_STATEMENTS = 7  # with the one that defines
 MAX_COLUMNS = 85  # of code that stands on a page, which at 1400 pixels shows as many
@@ -62,6 +64,17 @@ def clean_outputs(notebook: NotebookNode) -> Iterator[str]:
                 yield f"{place} shows {kind}, which is blurred where it is enlarged; see use_style"
             if kind == "image/svg+xml" and "dc:date" in "".join(output.data[kind]):
                 yield f"{place} shows SVG that holds the date; see use_style"
+
+
+def shows_numbers(notebook: NotebookNode) -> Iterator[str]:
+    """Yield outputs in which something stands that is no number where one was meant; a dash says that."""
+    for place, output in outputs(notebook):
+        shown = [output.get("text", ""), *(output.get("data", {}).get(f"text/{kind}", "") for kind in KINDS)]
+        for text in ("".join(part) for part in shown):
+            if not text.startswith("```") and (
+                found := re.search(r"(?i)(?<![\w.])[+-]?(nan|inf)(?![\w.])", text)
+            ):
+                yield f"{place} shows {found[0]!r}"
 
 
 def small(notebook: NotebookNode) -> Iterator[str]:
@@ -300,6 +313,7 @@ CHECKS = {
         code_fits_the_page,
         shows_what_it_makes,
         tables_are_described,
+        shows_numbers,
         calls_the_package,
         stands_alone,
         no_typed_results,

@@ -197,6 +197,14 @@ FAULTS = {
         "clean_outputs",
         output(output_type="display_data", data={"image/svg+xml": "<svg><dc:date>now</dc:date></svg>"}),
     ),
+    "a nan in a table": (
+        "shows_numbers",
+        shown(text__html="<table><caption>What is known of it</caption><td>nan</td></table>"),
+    ),
+    "an infinity in a line": (
+        "shows_numbers",
+        output(output_type="stream", name="stdout", text="loss  -inf  3.1"),
+    ),
     "too large": ("small", output(output_type="stream", name="stdout", text="x" * 1_200_000)),
     "no alt": ("figures_are_described", lambda nb: nb.cells[2].metadata.mystnb.pop("image")),
     "short alt": (

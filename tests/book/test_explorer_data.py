@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from docutils import nodes
@@ -121,30 +120,25 @@ def test_an_arm_looks_as_it_does_in_a_figure_of_the_suite(data):
 # ------------------------------------------------------------------------------------------ in the build
 
 
-def app_with(*html: str) -> SimpleNamespace:
-    doctree = nodes.section("", *(nodes.raw("", text, format="html") for text in html))
-    env = SimpleNamespace(docname="book/page", metadata={"book/page": {}})
-    app = SimpleNamespace(env=env, loaded=[])
-    app.add_css_file = lambda file: app.loaded.append(file)
-    app.add_js_file = lambda file, loading_method: app.loaded.append(file)
-    explorer.find_suites(app, doctree)
-    return app
+def page_with(*html: str) -> nodes.document:
+    return nodes.section("", *(nodes.raw("", text, format="html") for text in html))
 
 
-def test_a_page_that_asks_for_suites_loads_what_is_there_and_another_page_nothing():
+def test_a_page_asks_for_suites_and_loads_its_own_data():
     element = '<div class="explorer" data-suites="{}"></div>'
-    app = app_with(element.format("rules gpu"), element.format("gpu"))
-    assert app.env.metadata["book/page"]["explorer"] == ["rules", "gpu"]
-    explorer.add_scripts(app, "book/other", "", {}, None)
-    assert app.loaded == []
-    explorer.add_scripts(app, "book/page", "", {}, None)
-    assert len(app.loaded) == len(explorer.STYLES) + len(explorer.SCRIPTS)
+    assert explorer.asked(page_with(element.format("rules gpu"), element.format("gpu"))) == ["rules", "gpu"]
+    assert explorer.asked(page_with("<p>an explorer</p>")) == []
+    loaded = explorer.files("book/page", ["rules"])
     made = "explorer/data/book-page.js"
-    assert made in app.loaded
-    assert all((STATIC / file).is_file() for file in app.loaded if file != made)
-    assert app_with("<p>an explorer</p>").env.metadata["book/page"] == {}
+    assert made in loaded and all((STATIC / file).is_file() for file in loaded if file != made)
+
+
+def test_the_data_of_a_page_are_its_suites():
+    scripts = explorer.written(ROOT / "book", {"book/page": ["baseline"], "other": ["gates"]})
+    assert [*scripts] == ["explorer/data/book-page.js", "explorer/data/other.js"]
+    assert scripts["explorer/data/book-page.js"].startswith('explorer.suites = {"baseline":{')
 
 
 def test_every_script_of_the_explorer_is_loaded():
     files = {f"explorer/{path.name}" for path in (STATIC / "explorer").glob("*.js")}
-    assert files <= {*explorer.SCRIPTS}
+    assert files <= {*explorer.files("page", ["rules"])}

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import nbformat
@@ -54,43 +53,23 @@ def test_the_cosine_misleads_as_the_chapter_says(recorded):
     assert c["stream"][last] < a["stream"][last] < b["stream"][last]
 
 
-def app(tmp_path, asked: dict[str, list[str]]):
-    metadata = {page: {"touch": names} for page, names in asked.items()}
-    loaded = []
-    return SimpleNamespace(
-        env=SimpleNamespace(metadata=metadata, docname="page"),
-        builder=SimpleNamespace(format="html"),
-        srcdir=ROOT,
-        outdir=tmp_path,
-        loaded=loaded,
-        add_css_file=loaded.append,
-        add_js_file=lambda file, loading_method: loaded.append(file),
-    )
-
-
-def test_a_page_that_asks_loads_its_scripts_and_no_other_page(tmp_path):
+def test_a_page_asks_by_the_class_of_a_figure():
     figure = nodes.figure("", nodes.image(uri="a.svg"), classes=["touch-norm", "other"])
-    sphinx = app(tmp_path, {"page": []})
-    sphinx.env.metadata["page"] = {}
-    touch.find_figures(sphinx, nodes.container("", nodes.paragraph(), figure))
-    assert sphinx.env.metadata["page"]["touch"] == ["norm"]
-    touch.add_scripts(sphinx, "page", "", {}, None)
+    assert touch.asked(nodes.container("", nodes.paragraph(), figure)) == ["norm"]
+    assert touch.asked(nodes.container("", nodes.figure(classes=["other"]))) == []
     scripts = ["touch.js", "math/norm.js", "plane.js", "norm.js"]
-    assert sphinx.loaded == ["touch/touch.css", "controls.js", *(f"touch/{name}" for name in scripts)]
-    sphinx.loaded.clear()
-    touch.find_figures(app(tmp_path, {}), nodes.container("", nodes.figure(classes=["other"])))
-    touch.add_scripts(sphinx, "another", "", {}, None)
-    assert sphinx.loaded == []
+    assert touch.files("page", ["norm"]) == [
+        "touch/touch.css",
+        "controls.js",
+        *(f"touch/{name}" for name in scripts),
+    ]
 
 
-def test_the_runs_are_written_for_a_page_that_shows_them(tmp_path, recorded):
-    (tmp_path / "_static/touch").mkdir(parents=True)
-    touch.write_data(app(tmp_path, {"page": ["norm"]}), None)
-    assert not (tmp_path / "_static" / touch.DATA).exists()
-    touch.write_data(app(tmp_path, {"page": ["norm"], "other": ["runs"]}), None)
-    text = (tmp_path / "_static" / touch.DATA).read_text()
-    assert json.loads(re.search(r"touch\.recorded = (.*);", text)[1]) == recorded
-    assert len(text) < 4000
+def test_the_runs_are_written_for_a_page_that_shows_them(recorded):
+    assert touch.written(ROOT / "book", {"page": ["norm"]}) == {}
+    script = touch.written(ROOT / "book", {"page": ["norm"], "other": ["runs"]})[touch.DATA]
+    assert json.loads(re.search(r"touch\.recorded = (.*);", script)[1]) == recorded
+    assert len(script) < 4000
 
 
 def test_every_script_is_there_and_used():

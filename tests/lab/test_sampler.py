@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from docutils import nodes
 from node import ROOT, needs_node, play
 
 from localgpt_core import LocalGPT, LocalGPTConfig
@@ -88,6 +89,23 @@ def test_what_is_packed_is_the_rounded_model():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {},
+        {"bottleneck_at": "0"},
+        {"subspace_embeddings": "constrain"},
+        {"subspace_embeddings": "constrain", "bottleneck_at": "0,1"},
+    ],
+)
+def test_a_plain_model_computes_what_one_that_writes_into_a_subspace_computes(narrow):
+    model = moved(LocalGPTConfig(**ODD, subspace_rank=5, subspace_mode="constrain", **narrow))
+    idx = torch.randint(ODD["vocab_size"], (3, 7))
+    same = sampler_models.plain(model).eval()
+    assert same.config == LocalGPTConfig(**ODD)
+    torch.testing.assert_close(same(idx)[0], model(idx)[0], rtol=1e-5, atol=1e-5)
+
+
 @needs_node
 @pytest.mark.parametrize("length", [1, 6, 7, 8, 25])
 def test_the_engine_reads_on_as_torch_does(tmp_path, length):
@@ -129,14 +147,13 @@ def test_the_index_says_what_is_loaded_without_its_numbers():
 
 
 def test_a_page_may_ask_only_for_models_that_are_there():
-    from types import SimpleNamespace
+    def page(models):
+        html = f'<div class="sampler" data-models="{models}">x</div>'
+        return nodes.container("", nodes.raw("", html), source="page.md")
 
-    from docutils import nodes
-
-    env = SimpleNamespace(docname="page", metadata={"page": {}})
-    doctree = nodes.container("", nodes.raw("", '<div class="sampler" data-models="bp nobody">x</div>'))
-    with pytest.raises(ValueError, match=r"page: there are no models \['nobody'\]"):
-        sampler.find_samplers(SimpleNamespace(env=env), doctree)
-    doctree = nodes.container("", nodes.raw("", '<div class="sampler" data-models="bp">x</div>'))
-    sampler.find_samplers(SimpleNamespace(env=env), doctree)
-    assert env.metadata["page"] == {"sampler": True}
+    with pytest.raises(ValueError, match=r"page\.md: there are no models \['nobody'\]"):
+        sampler.asked(page("bp nobody"))
+    assert sampler.asked(page("bp")) == ["bp"]
+    assert all(
+        (ROOT / "book/_static" / file).is_file() for file in {*sampler.files("page", [])} - {sampler.INDEX}
+    )

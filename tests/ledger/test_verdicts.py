@@ -111,6 +111,18 @@ def test_a_claim_about_an_arm_that_ends_below(recorded, criterion, margin, verdi
     assert decide(recorded(text, [-d for d in DIFFERENCES]), "first").verdict == verdict
 
 
+def test_a_claim_may_be_about_a_floor_of_the_text(recorded):
+    text = SUITE.format(criterion="below", margin=0).replace('reference = "bp"', 'reference = "bigram"')
+    results = recorded(text)
+    bigram = results.floors()["bigram"]
+    decision = decide(results, "first")
+    losses = [2.0 + difference + 0.01 * seed for seed, difference in enumerate(DIFFERENCES, 1)]
+    assert decision.n == 4 and decision.mean == pytest.approx(sum(losses) / 4 - bigram, abs=1e-5)
+    spread = pd.Series(losses).std() / 2
+    assert decision.half == pytest.approx(t.ppf(0.975, 3) * spread, abs=1e-5)
+    assert decision.verdict == {True: "holds", False: "fails"}[decision.mean < 0]
+
+
 def test_what_was_found_is_a_list_of_sentences(recorded):
     results = recorded(SUITE.format(criterion="below", margin=0.06), [-d for d in DIFFERENCES])
     said = "- Feedback alignment does something. **holds** \u22120.100 ± 0.032 (n = 4)"
@@ -214,6 +226,7 @@ GOOD = SUITE.format(criterion="equal", margin=0.1)
         ("margin = 0.1", "margin = true", "margin=True"),
         ('arm = "fa"', 'arm = "kp"', "arm='kp'.*bp"),
         ('reference = "bp"', 'reference = "fa"', "reference='fa': must be another arm"),
+        ('reference = "bp"', 'reference = "2-gram"', "reference='2-gram'.*bigram"),
         ('says = "Feedback alignment does something."', 'says = ""', "says=''"),
         ('says = "Feedback alignment does something."', "", "key='says': is missing"),
         ("margin = 0.1", "margins = 0.1", "key='margins': allowed"),
