@@ -108,7 +108,8 @@ class SuiteResults:
         """
         if reference in FLOORS and reference not in self.labels:
             mean, half, n = self.final_loss(arm, level)
-            return mean - self.floors().get(reference, math.nan), half, n
+            require_choice("reference", reference, there := self.floors())
+            return mean - there[reference], half, n
         self.label(arm), self.label(reference)
         return paired_difference(self.runs, arm, reference, level)
 
@@ -184,7 +185,7 @@ class SuiteResults:
         return self.undecided(arm, reference, n) or answers[lies(mean, half, (-math.inf, margin))]
 
     def gap_closed(self, arm: str, worst: str = "frozen body", best: str = "bp") -> tuple[float, float, int]:
-        """Return `share_closed` of the runs; ``ValueError`` for another suite's arm, so name your own."""
+        """Return `share_closed` of these arms; a suite of one's own names its own. Raises as `of_arm`."""
         self.label(arm), self.label(worst), self.label(best)
         return share_closed(self.runs, arm, worst, best)
 
@@ -219,10 +220,10 @@ class SuiteResults:
             name = as_markdown(self.suite.name)
             return f"No run of suite {name} is recorded with preset {self.preset}{more}."
         environments = [self.records[digest].environment for digest in self.runs["digest"]]
-        devices = sorted({as_markdown(str(about.get("device", "unknown"))) for about in environments})
+        devices = {as_markdown(str(about.get("device", "unknown"))) for about in environments}
         seeds = ", ".join(map(str, sorted({*self.runs["seed"]})))
-        made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds {seeds}"
-        made += f", on {' and '.join(devices)}{more}; "
+        made = f"{len(self.runs)} of {self.planned} runs recorded, preset {self.preset}, seeds {seeds}, on "
+        made += f"{' and '.join(sorted(devices))}{more}; "
         return f"{made}localgpt run {as_markdown(as_typed(self.suite.path))}"
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import t
 from toys import toy_corpus, toy_curves, toy_record
 
+from localgpt_core import load_corpus
 from localgpt_core.cli import commands
 from localgpt_core.experiments.claims import CRITERIA, Claim
 from localgpt_core.experiments.suites import read_suite, write_suite
@@ -121,6 +122,9 @@ def test_a_claim_may_be_about_a_floor_of_the_text(recorded):
     spread = pd.Series(losses).std() / 2
     assert decision.half == pytest.approx(t.ppf(0.975, 3) * spread, abs=1e-5)
     assert decision.verdict == {True: "holds", False: "fails"}[decision.mean < 0]
+    answers = dataclasses.replace(results, corpus=load_corpus("recall-1"))
+    with pytest.raises(ValueError, match="reference='bigram': allowed are 'guess'"):
+        answers.difference("fa", "bigram")
 
 
 def test_what_was_found_is_a_list_of_sentences(recorded):
